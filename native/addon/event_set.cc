@@ -1,0 +1,216 @@
+#include "event_set.h"
+
+#include <uv.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "core/process.h"
+#include "directory.h"
+#include "support.h"
+
+/**
+ * The loop's handle. It outlives its owner, because the loop gives it back only after uv_close; the cleanup hook keeps
+ * the loop of a worker that ends turning until then.
+ */
+struct LoopPoll {
+  uv_poll_t handle;
+  EventSetObject* owner;
+  napi_async_cleanup_hook_handle hook;
+};
+
+namespace {
+
+void onReadable(uv_poll_t* handle, int, int) {
+  if (auto* owner = static_cast<LoopPoll*>(handle->data)->owner; owner != nullptr) owner->wake();
+}
+
+void onClosed(uv_handle_t* handle) {
+  const std::unique_ptr<LoopPoll> poll(static_cast<LoopPoll*>(handle->data));
+  napi_remove_async_cleanup_hook(poll->hook);
+}
+
+void onEnvironmentEnd(napi_async_cleanup_hook_handle, void* data) {
+  if (auto* owner = static_cast<LoopPoll*>(data)->owner; owner != nullptr) owner->shut();
+}
+
+void throwArgument(const Napi::CallbackInfo& info) { napi_throw(info.Env(), info[0]); }
+
+/**
+ * An exception that leaves a native callback is only a warning on Node 20; thrown from process.nextTick it is an
+ * uncaughtException like any other. Nothing can be done where the environment is being terminated.
+ */
+void surface(Napi::Env env) {
+  napi_value error = nullptr;
+  if (napi_get_and_clear_last_exception(env, &error) != napi_ok) return;
+  const Napi::Value process = env.Global().Get("process");
+  if (!process.IsObject()) return;
+  const Napi::Value nextTick = process.As<Napi::Object>().Get("nextTick");
+  if (!nextTick.IsFunction()) return;
+  nextTick.As<Napi::Function>().Call(process, {Napi::Function::New<throwArgument>(env, "rethrow"), error});
+}
+
+}  // namespace
+
+Napi::Function EventSetObject::define(Napi::Env env) {
+  using Self = EventSetObject;
+  return DefineClass(env, "EventSet",
+                     {
+                         InstanceAccessor<&Self::size>("size"),
+                         InstanceMethod<&Self::addCgroupEvent>("addCgroupEvent"),
+                         InstanceMethod<&Self::watchDirectory>("watchDirectory"),
+                         InstanceMethod<&Self::readDirectoryEvents>("readDirectoryEvents"),
+                         InstanceMethod<&Self::remove>("remove"),
+                         InstanceMethod<&Self::ref>("ref"),
+                         InstanceMethod<&Self::unref>("unref"),
+                         InstanceMethod<&Self::close>("close"),
+                     });
+}
+
+EventSetObject::EventSetObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  const Napi::Env env = info.Env();
+  napi_type_tag_object(env, info.This(), &kTag);
+  const auto ready = arrayArgument(info, 0, "ready", napi_int32_array, "an Int32Array");
+  if (!ready) return;
+  if (ready->ElementLength() == 0) {
+    throwArgumentError(env, "ready", "an Int32Array that is not empty");
+    return;
+  }
+  if (!info[1].IsFunction()) {
+    throwArgumentError(env, "onReady", "a function");
+    return;
+  }
+  auto set = reprieve::EventSet::create();
+  if (!set) {
+    throwSystemError(env, set.error());
+    return;
+  }
+
+  uv_loop_t* loop = nullptr;
+  napi_get_uv_event_loop(env, &loop);
+  auto poll = std::make_unique<LoopPoll>();
+  poll->owner = this;
+  poll->handle.data = poll.get();
+  if (const int status = uv_poll_init(loop, &poll->handle, (*set)->descriptor()); status != 0) {
+    throwSystemError(env, {-status, "uv_poll_init", {}});
+    return;
+  }
+  // From here on the loop has the handle.
+  poll_ = poll.release();
+  set_ = std::move(*set);
+  ready_ = Napi::Persistent(*ready);
+  onReady_ = Napi::Persistent(info[1].As<Napi::Function>());
+  context_ = std::make_unique<Napi::AsyncContext>(env, "reprieve.EventSet");
+  napi_add_async_cleanup_hook(env, onEnvironmentEnd, poll_, &poll_->hook);
+  if (const int status = uv_poll_start(&poll_->handle, UV_READABLE, onReadable); status != 0) {
+    shut();
+    throwSystemError(env, {-status, "uv_poll_start", {}});
+  }
+}
+
+const std::shared_ptr<reprieve::EventSet>* EventSetObject::use(Napi::Env env) const {
+  if (poll_ != nullptr) return &set_;
+  throwClosed(env, "event set");
+  return nullptr;
+}
+
+void EventSetObject::wake() {
+  const double atUs = reprieve::nowUs();
+  const Napi::Env env = Env();
+  const Napi::HandleScope scope(env);
+  // Asked for each time: whoever owns the array may have transferred its memory away.
+  auto ready = ready_.Value().As<Napi::Int32Array>();
+  const size_t count = set_->drain({ready.Data(), ready.ElementLength()});
+  if (count == 0) return;
+  // This handle keeps the object alive should onReady drop the last reference to it.
+  const Napi::Object self = Value();
+  const Napi::CallbackScope callbacks(env, *context_);
+  onReady_.Call(self, {Napi::Number::New(env, static_cast<double>(count)), Napi::Number::New(env, atUs)});
+  if (env.IsExceptionPending()) surface(env);
+}
+
+void EventSetObject::shut() {
+  if (poll_ == nullptr) return;
+  LoopPoll* poll = std::exchange(poll_, nullptr);
+  poll->owner = nullptr;
+  // First out of the loop's own epoll set, then the descriptor may go.
+  uv_close(reinterpret_cast<uv_handle_t*>(&poll->handle), onClosed);
+  set_->close();
+  onReady_.Reset();
+  ready_.Reset();
+}
+
+Napi::Value EventSetObject::addCgroupEvent(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto* set = use(env);
+  if (set == nullptr) return env.Undefined();
+  const auto* object = objectArgument<DirectoryObject>(env, info[0], "directory");
+  if (object == nullptr) return env.Undefined();
+  const auto* directory = object->use(env);
+  if (directory == nullptr) return env.Undefined();
+  const auto file = stringArgument(info, 1, "file");
+  if (!file) return env.Undefined();
+  const auto argument = stringArgument(info, 2, "argument");
+  if (!argument) return env.Undefined();
+  return toValue(env, (*set)->addCgroupEvent(*directory, *file, *argument));
+}
+
+Napi::Value EventSetObject::watchDirectory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto* set = use(env);
+  if (set == nullptr) return env.Undefined();
+  const auto* object = objectArgument<DirectoryObject>(env, info[0], "directory");
+  if (object == nullptr) return env.Undefined();
+  const auto* directory = object->use(env);
+  return directory != nullptr ? toValue(env, (*set)->watchDirectory(*directory)) : env.Undefined();
+}
+
+Napi::Value EventSetObject::readDirectoryEvents(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto* set = use(env);
+  if (set == nullptr) return env.Undefined();
+  auto events = (*set)->readDirectoryEvents();
+  if (!events) {
+    throwSystemError(env, events.error());
+    return env.Undefined();
+  }
+  const Napi::Array array = Napi::Array::New(env, events->size());
+  uint32_t index = 0;
+  for (const reprieve::DirectoryEvent& event : *events) {
+    const Napi::HandleScope scope(env);
+    const Napi::Object object = Napi::Object::New(env);
+    object.Set("token", event.token);
+    object.Set("name", event.name);
+    object.Set("created", event.created);
+    object.Set("removed", event.removed);
+    object.Set("attributes", event.attributes);
+    object.Set("overflow", event.overflow);
+    array.Set(index++, object);
+  }
+  return array;
+}
+
+void EventSetObject::remove(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto* set = use(env);
+  if (set == nullptr) return;
+  constexpr int64_t kLeast = std::numeric_limits<int32_t>::min();
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (const auto token = integerArgument(info, 0, "token", kLeast, kMost)) {
+    (*set)->remove(static_cast<int32_t>(*token));
+  }
+}
+
+Napi::Value EventSetObject::size(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(set_->size()));
+}
+
+void EventSetObject::ref(const Napi::CallbackInfo& info) {
+  if (use(info.Env()) != nullptr) uv_ref(reinterpret_cast<uv_handle_t*>(&poll_->handle));
+}
+
+void EventSetObject::unref(const Napi::CallbackInfo& info) {
+  if (use(info.Env()) != nullptr) uv_unref(reinterpret_cast<uv_handle_t*>(&poll_->handle));
+}
+
+void EventSetObject::close(const Napi::CallbackInfo&) { shut(); }

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "core/event_set.h"
+
+struct LoopPoll;
+
+/** `EventSet` of src/native.ts: the set's epoll descriptor, polled by the environment's own event loop. */
+class EventSetObject : public Napi::ObjectWrap<EventSetObject> {
+ public:
+  static constexpr napi_type_tag kTag = {0x7265707269657665, 3};
+  static constexpr const char* kExpected = "an EventSet";
+
+  static Napi::Function define(Napi::Env env);
+  explicit EventSetObject(const Napi::CallbackInfo& info);
+  ~EventSetObject() override { shut(); }
+
+  /** The set; null, with `ERR_REPRIEVE_CLOSED` pending, when it is closed. */
+  const std::shared_ptr<reprieve::EventSet>* use(Napi::Env env) const;
+  /** Called by the event loop when something in the set is ready. */
+  void wake();
+  /** Closes the set and gives the poll handle back to the loop. */
+  void shut();
+
+ private:
+  Napi::Value addCgroupEvent(const Napi::CallbackInfo& info);
+  Napi::Value watchDirectory(const Napi::CallbackInfo& info);
+  Napi::Value readDirectoryEvents(const Napi::CallbackInfo& info);
+  void remove(const Napi::CallbackInfo& info);
+  Napi::Value size(const Napi::CallbackInfo& info);
+  void ref(const Napi::CallbackInfo& info);
+  void unref(const Napi::CallbackInfo& info);
+  void close(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<reprieve::EventSet> set_;
+  LoopPoll* poll_ = nullptr;
+  Napi::Reference<Napi::TypedArray> ready_;
+  Napi::FunctionReference onReady_;
+  std::unique_ptr<Napi::AsyncContext> context_;
+};

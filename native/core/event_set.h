@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "directory.h"
+#include "fd.h"
+#include "result.h"
+
+namespace reprieve {
+
+/** What happened to a watched directory, or to an entry of it. */
+struct DirectoryEvent {
+  int32_t token;
+  std::string name;
+  bool created;
+  bool removed;
+  bool attributes;
+  bool overflow;
+};
+
+/** One epoll set. Everything in it is known by a token >= 1 that is never used again; 0 is the directory listener. */
+class EventSet {
+ public:
+  static constexpr int32_t kDirectoryToken = 0;
+
+  static Result<std::shared_ptr<EventSet>> create();
+
+  /** Takes an eventfd into the set; it must be nonblocking. */
+  Result<int32_t> addEventfd(Fd eventfd);
+  /** Registers a new eventfd for `file` at the directory's cgroup.event_control (cgroup v1). */
+  Result<int32_t> addCgroupEvent(const Directory& directory, const std::string& file, const std::string& argument);
+  /** Listens to subdirectories made and removed, and to attribute changes (inotify(7)). */
+  Result<int32_t> watchDirectory(const Directory& directory);
+  /** What watched directories have to tell; never blocks. */
+  Result<std::vector<DirectoryEvent>> readDirectoryEvents();
+  /** Forgets an eventfd or a directory; other tokens are ignored. */
+  void remove(int32_t token);
+
+  /** A token of the caller's own, for watchExit. */
+  int32_t takeToken();
+  /** Tells once under `token` that the process has exited. Call forgetExit before closing the pidfd. */
+  Result<void> watchExit(int pidfd, int32_t token);
+  void forgetExit(int pidfd);
+
+  /** Tokens that are ready, each once; returns how many. Never blocks and never allocates. */
+  size_t drain(std::span<int32_t> ready);
+
+  int descriptor() const { return epoll_.get(); }
+  /** Descriptors in the set: eventfds, pidfds, and one for the directory listener while a directory is watched. */
+  size_t size() const { return eventfds_.size() + pidfds_ + (inotify_ ? 1 : 0); }
+  bool closed() const { return !epoll_; }
+  void close();
+
+ private:
+  Result<void> add(int fd, uint32_t events, int32_t token, bool readable);
+  bool interpret(uint32_t mask, DirectoryEvent& event) const;
+
+  Fd epoll_;
+  Fd inotify_;
+  int32_t lastToken_ = kDirectoryToken;
+  size_t pidfds_ = 0;
+  std::unordered_map<int32_t, Fd> eventfds_;
+  std::unordered_map<int32_t, int> watchOf_;
+  // inotify_add_watch(2) gives the same watch for the same directory, so one watch may have several tokens.
+  std::unordered_multimap<int, int32_t> tokensOf_;
+};
+
+}  // namespace reprieve

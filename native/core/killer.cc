@@ -1,0 +1,164 @@
+#include "killer.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <charconv>
+#include <csignal>
+
+namespace reprieve {
+namespace {
+
+constexpr size_t kUsual = 64;
+
+}  // namespace
+
+Killer::Killer(std::shared_ptr<EventSet> events) : events_(std::move(events)), token_(events_->takeToken()) {
+  members_.reserve(kUsual);
+  found_.reserve(kUsual);
+  listed_.reserve(kUsual);
+  signalled_.reserve(kUsual);
+  polled_.reserve(kUsual);
+}
+
+// Opened anew each time: a descriptor of v1's cgroup.procs that is kept and read often shows a stale list
+// (cgroup_pidlist_start() in kernel/cgroup/cgroup-v1.c).
+bool Killer::list(const Directory& directory, const std::string& file) {
+  listed_.clear();
+  auto fd = directory.openFile(file, O_RDONLY);
+  if (!fd) {
+    errno = fd.error().number;
+    return false;
+  }
+  ReadBuffer buffer;
+  const auto text = readWhole(fd->get(), buffer);
+  if (!text) return false;
+  for (const char *at = text->data(), *end = at + text->size(); at < end;) {
+    pid_t pid = 0;
+    const auto [next, problem] = std::from_chars(at, end, pid);
+    if (problem == std::errc()) listed_.push_back(pid);
+    at = next + 1;
+  }
+  return true;
+}
+
+bool Killer::known(pid_t pid) const {
+  return std::any_of(members_.begin(), members_.end(),
+                     [pid](const Member& member) { return member.pid == pid && !member.exited; });
+}
+
+void Killer::markExited() {
+  polled_.clear();
+  for (const Member& member : members_) polled_.push_back({member.exited ? -1 : member.pidfd.get(), POLLIN, 0});
+  if (polled_.empty() || poll(polled_.data(), polled_.size(), 0) <= 0) return;
+  for (size_t i = 0; i < polled_.size(); i++) {
+    if (polled_[i].revents != 0) members_[i].exited = true;
+  }
+}
+
+void Killer::take(Member member) {
+  signalled_.push_back(member.pid);
+  // Where the set is closed or full, alive() still tells the truth.
+  static_cast<void>(events_->watchExit(member.pidfd.get(), token_));
+  members_.push_back(std::move(member));
+}
+
+Result<int> Killer::serve(const Directory& directory, const std::string& file) {
+  const auto failure = [&]() -> Result<int> {
+    if (errno == ENOENT || errno == ENODEV) return 0;
+    return lastError("read", directory.pathOf(file));
+  };
+  if (!list(directory, file)) return failure();
+
+  found_.clear();
+  const pid_t self = getpid();
+  for (const pid_t pid : listed_) {
+    if (pid == self || known(pid)) continue;
+    Fd pidfd = pid > 0 ? openPidfd(pid) : Fd();
+    if (pidfd) {
+      found_.push_back({pid, std::move(pidfd), false});
+    } else if (pid <= 0 || errno != ESRCH) {
+      unreachable_++;
+    }
+  }
+  if (found_.empty()) return 0;
+
+  // Between the listing and pidfd_open a process may die and its number go to a stranger. Whoever is listed once more,
+  // now that the descriptor is held, was in the cgroup under this number or is dead.
+  if (!list(directory, file)) return failure();
+  int count = 0;
+  for (Member& member : found_) {
+    if (std::find(listed_.begin(), listed_.end(), member.pid) == listed_.end()) continue;
+    const int number = sendSignal(member.pidfd.get(), SIGKILL);
+    if (number == 0) {
+      take(std::move(member));
+      count++;
+    } else if (number != ESRCH) {
+      unreachable_++;
+    }
+  }
+  found_.clear();
+  return count;
+}
+
+Result<int> Killer::round(std::span<const Directory* const> directories, const std::string& file) {
+  unreachable_ = 0;
+  markExited();
+  int count = 0;
+  std::optional<Error> first;
+  for (const Directory* directory : directories) {
+    auto served = serve(*directory, file);
+    if (served) {
+      count += *served;
+    } else if (!first) {
+      first = std::move(served.error());
+    }
+  }
+  if (first) return std::move(*first);
+  return count;
+}
+
+Result<int> Killer::signal(const Pidfd& process) {
+  markExited();
+  if (process.pid() == getpid() || known(process.pid())) return 0;
+  Fd pidfd(fcntl(process.descriptor(), F_DUPFD_CLOEXEC, 0));
+  if (!pidfd) return lastError("fcntl", "/proc/" + std::to_string(process.pid()));
+  auto sent = process.signal(SIGKILL);
+  if (!sent) return sent.error();
+  if (!*sent) return 0;
+  take({process.pid(), std::move(pidfd), false});
+  return 1;
+}
+
+int Killer::alive() {
+  markExited();
+  // Only here, where the caller sees the number: dropped elsewhere, an exit might never be told.
+  std::erase_if(members_, [this](const Member& member) {
+    if (member.exited) events_->forgetExit(member.pidfd.get());
+    return member.exited;
+  });
+  return static_cast<int>(members_.size());
+}
+
+Killer::Release Killer::release() {
+  markExited();
+  Release result{0, 0};
+  for (const Member& member : members_) {
+    if (member.exited) continue;
+    if (releaseMemory(member.pidfd.get()) == 0) {
+      result.reaped++;
+    } else {
+      result.refused++;
+    }
+  }
+  return result;
+}
+
+void Killer::close() {
+  closed_ = true;
+  // Asked for by name: a duplicated pidfd shares its file, and closing one leaves the file in the set (epoll(7)).
+  for (const Member& member : members_) events_->forgetExit(member.pidfd.get());
+  members_.clear();
+}
+
+}  // namespace reprieve

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "result.h"
+
+namespace reprieve {
+
+/** CLOCK_MONOTONIC in microseconds. */
+double nowUs();
+
+/** Page faults of a thread so far. */
+struct Faults {
+  double minor;
+  double major;
+};
+
+/** Those of the calling thread. */
+Faults readFaults();
+
+/** The errno of process_mrelease(2) on ourselves: EINVAL where it exists, ENOSYS where not. */
+int probeRelease();
+
+enum class Raise { kRealtime, kNice };
+
+/** sched_setattr(2)'s structure in its first version, which every kernel takes. */
+struct SchedulingAttributes {
+  uint32_t size;
+  uint32_t policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime;
+  uint64_t deadline;
+  uint64_t period;
+};
+
+/** The scheduling of one thread: call it from that thread only. */
+class Scheduling {
+ public:
+  /** SCHED_RR 1 or nice -20, for this thread and not for its children; EPERM without CAP_SYS_NICE. */
+  Result<void> raise(Raise to);
+  /** Back to what was there before the first raise. */
+  Result<void> restore();
+
+ private:
+  std::optional<SchedulingAttributes> before_;
+};
+
+/** A range of addresses that may be locked. */
+struct Range {
+  uintptr_t start;
+  size_t bytes;
+};
+
+/** Ranges of program text and constants in a text of /proc/self/maps' form: files mapped r-x or r--. */
+std::vector<Range> textRanges(std::string_view maps);
+
+/** Keeps the program's text resident once it has been faulted in. */
+class TextLock {
+ public:
+  struct Outcome {
+    size_t bytes;
+    int failed;
+  };
+  /** mlock2(MLOCK_ONFAULT) of all textRanges; a range that cannot be locked counts as failed. */
+  Result<Outcome> lock();
+  /** munlock(2) of what was locked. */
+  void unlock();
+
+ private:
+  std::vector<Range> locked_;
+};
+
+}  // namespace reprieve

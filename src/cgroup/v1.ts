@@ -1,0 +1,324 @@
+/** cgroup v1's memory controller (Documentation/admin-guide/cgroup-v1/memory.rst), over the addon. */
+import { realClock } from '../clock.js';
+import { fromSystem, ReprieveError, type SystemError } from '../errors.js';
+import { type ControlFile, type Directory, type EventSet, type Killer, type NativeBinding, native } from '../native.js';
+import type {
+  Hierarchy,
+  Killing,
+  Listener,
+  Memcg,
+  MemoryUse,
+  OomState,
+  Process,
+  TreeChange,
+  Waiter,
+} from './cgroup.js';
+import { listWaiters, openProcess, type RealProcess } from './process.js';
+
+/** statfs(2) type of a v1 cgroup file system. */
+const CGROUP_SUPER_MAGIC = 0x27e0eb;
+/** The kernel shows "no limit" as the largest multiple of a page in a signed 64 bit number. */
+const NO_LIMIT = 2 ** 62;
+
+/** How many tokens one wake-up can carry; more come with the next turn of the loop. */
+const READY_CAPACITY = 1024;
+
+const OOM_KEYS = ['oom_kill_disable', 'under_oom', 'oom_kill'] as const;
+/** Hierarchical figures: a job may have cgroups below. */
+const STAT_KEYS = ['total_rss', 'total_swap', 'total_shmem', 'total_cache'] as const;
+const oomFields = new Float64Array(OOM_KEYS.length);
+const statFields = new Float64Array(STAT_KEYS.length);
+
+class MemcgV1 implements Memcg {
+  readonly path: string;
+  readonly inode: number;
+  readonly owner: number;
+  readonly directory: Directory;
+  closed = false;
+  readonly #files = new Map<string, ControlFile>();
+
+  constructor(directory: Directory, path: string) {
+    this.directory = directory;
+    this.path = path;
+    this.inode = directory.inode;
+    this.owner = directory.uid;
+  }
+
+  /** A control file, opened at its first use. The drill of a watch uses each once before it is needed. */
+  #file(name: string, mode: 'read' | 'readwrite' = 'read'): ControlFile {
+    let file = this.#files.get(name);
+    if (file === undefined) {
+      file = this.directory.openFile(name, mode);
+      this.#files.set(name, file);
+    }
+    return file;
+  }
+
+  #doing<T>(what: string, run: () => T): T {
+    try {
+      return run();
+    } catch (error) {
+      throw fromMemcg(error, `${what} of memcg ${this.path}`);
+    }
+  }
+
+  oomState(): OomState {
+    this.#doing('reading the OOM state', () =>
+      this.#file('memory.oom_control', 'readwrite').readFields(OOM_KEYS, oomFields),
+    );
+    const [killDisabled, underOom, kills] = oomFields;
+    return { killDisabled: killDisabled === 1, underOom: underOom === 1, kills: kills || 0 };
+  }
+
+  usage(): number {
+    return this.#doing('reading the usage', () => this.#file('memory.usage_in_bytes').readNumber());
+  }
+
+  limit(): number {
+    const limit = this.#doing('reading the limit', () => this.#file('memory.limit_in_bytes').readNumber());
+    return limit >= NO_LIMIT ? Number.POSITIVE_INFINITY : limit;
+  }
+
+  isFull(slack: number): boolean {
+    if (this.usage() + slack >= this.limit()) return true;
+    try {
+      const limit = this.#file('memory.memsw.limit_in_bytes').readNumber();
+      return limit < NO_LIMIT && this.#file('memory.memsw.usage_in_bytes').readNumber() + slack >= limit;
+    } catch (error) {
+      if ((error as SystemError).code === 'ENOENT') return false; // no swap accounting here
+      throw fromMemcg(error, `reading the memsw usage of memcg ${this.path}`);
+    }
+  }
+
+  memory(): MemoryUse {
+    this.#doing('reading the statistics', () => this.#file('memory.stat').readFields(STAT_KEYS, statFields));
+    const anon = statFields[0] || 0;
+    const swap = statFields[1] || 0;
+    const shmem = statFields[2] || 0;
+    return { anon, swap, shmem, file: Math.max(0, (statFields[3] || 0) - shmem) };
+  }
+
+  setKillDisabled(disabled: boolean): void {
+    this.#doing(`writing oom_kill_disable=${disabled ? 1 : 0}`, () =>
+      this.#file('memory.oom_control', 'readwrite').write(disabled ? '1' : '0'),
+    );
+  }
+
+  attribute(name: string): string | null {
+    return this.#doing(`reading the attribute ${name}`, () => this.directory.getAttribute(name));
+  }
+
+  children(): string[] {
+    return this.#doing('listing the children', () => this.directory.subdirectories());
+  }
+
+  child(name: string): Memcg {
+    return this.#doing(`opening the child ${name}`, () => {
+      const path = this.path === '/' ? `/${name}` : `${this.path}/${name}`;
+      return new MemcgV1(this.directory.openBeneath(name), path);
+    });
+  }
+
+  pids(): number[] {
+    // Opened anew each time: a kept descriptor of cgroup.procs gives a cached list.
+    const text = this.#doing('listing the processes', () => this.directory.readFile('cgroup.procs'));
+    const pids: number[] = [];
+    for (const line of text.split('\n')) if (line !== '') pids.push(Number(line));
+    return pids;
+  }
+
+  kernelReserve() {
+    let file: ControlFile;
+    try {
+      file = this.#file('memory.oom_reserve_in_bytes', 'readwrite');
+    } catch (error) {
+      if ((error as SystemError).code === 'ENOENT') return null; // a kernel without the patchset
+      throw fromMemcg(error, `opening the kernel's reserve of memcg ${this.path}`);
+    }
+    return {
+      read: () => this.#doing("reading the kernel's reserve", () => file.readNumber()),
+      write: (bytes: number) => this.#doing("setting the kernel's reserve", () => file.write(String(bytes))),
+    };
+  }
+
+  close(): void {
+    this.closed = true;
+    for (const file of this.#files.values()) file.close();
+    this.#files.clear();
+    this.directory.close();
+  }
+}
+
+/** ENOENT on a control file of an open directory means that the cgroup is gone: its files go with it. */
+function fromMemcg(error: unknown, doing: string): ReprieveError {
+  const { code } = error as SystemError;
+  // Closed: the registry of jobs saw it go while a victim was still followed.
+  if (code === 'ENOENT' || code === 'ERR_REPRIEVE_CLOSED') {
+    return new ReprieveError('ERR_REPRIEVE_VANISHED', `${doing}: the memcg was removed`, error);
+  }
+  return fromSystem(error, doing);
+}
+
+/** The v1 memory hierarchy below a mount point. */
+export class HierarchyV1 implements Hierarchy {
+  readonly kind = 'v1';
+  readonly clock = realClock;
+  readonly point: string;
+  readonly #native: NativeBinding = native();
+  readonly #root: Directory;
+  readonly #events: EventSet;
+  readonly #ready = new Int32Array(READY_CAPACITY);
+  readonly #listeners = new Map<number, (atUs: number) => void>();
+  /** By token: inotify knows a directory once, however many listen to it. */
+  readonly #trees = new Map<number, { inode: number; changes: Set<(change: TreeChange) => void> }>();
+
+  constructor(point: string) {
+    this.point = point;
+    try {
+      this.#root = new this.#native.Directory(point);
+    } catch (error) {
+      throw fromSystem(error, `opening the memory hierarchy at ${point}`);
+    }
+    this.#events = new this.#native.EventSet(this.#ready, (count, atUs) => this.#dispatch(count, atUs));
+    this.#events.unref();
+  }
+
+  open(path: string): Memcg {
+    let directory: Directory;
+    try {
+      directory = path === '/' ? new this.#native.Directory(this.point) : this.#root.openBeneath(path.slice(1));
+    } catch (error) {
+      const { code } = error as SystemError;
+      if (code === 'ENOENT' || code === 'ENOTDIR' || code === 'ELOOP' || code === 'EXDEV') {
+        throw new ReprieveError('ERR_REPRIEVE_NOT_A_MEMCG', `There is no memcg ${path} below ${this.point}`, error);
+      }
+      throw fromSystem(error, `opening memcg ${path}`);
+    }
+    if (directory.fsType !== CGROUP_SUPER_MAGIC) {
+      directory.close();
+      throw new ReprieveError('ERR_REPRIEVE_NOT_A_MEMCG', `${this.point}${path} is not in a cgroup v1 file system`);
+    }
+    return new MemcgV1(directory, path);
+  }
+
+  openProcess(pid: number): Process | null {
+    return openProcess(this.#native, pid);
+  }
+
+  listenOom(memcg: Memcg, signal: (atUs: number) => void): Listener {
+    return this.#listen(memcg, 'memory.oom_control', '', signal);
+  }
+
+  /**
+   * Fires when the usage crosses `bytes`, upwards or downwards (memory.rst, section 9). Works on the root memcg.
+   */
+  listenUsage(memcg: Memcg, bytes: number, signal: (atUs: number) => void): Listener {
+    return this.#listen(memcg, 'memory.usage_in_bytes', String(bytes), signal);
+  }
+
+  /** Fires while the kernel has trouble to reclaim: how much of what it scans it cannot free (memory.rst, section 11). */
+  listenPressure(memcg: Memcg, level: 'low' | 'medium' | 'critical', signal: (atUs: number) => void): Listener {
+    return this.#listen(memcg, 'memory.pressure_level', level, signal);
+  }
+
+  #listen(memcg: Memcg, file: string, argument: string, signal: (atUs: number) => void): Listener {
+    let token: number;
+    try {
+      token = this.#events.addCgroupEvent((memcg as MemcgV1).directory, file, argument);
+    } catch (error) {
+      throw fromMemcg(error, `registering for ${file} of memcg ${memcg.path}`);
+    }
+    this.#listeners.set(token, signal);
+    return { close: () => this.#forget(token) };
+  }
+
+  listenTree(memcg: Memcg, change: (change: TreeChange) => void): Listener {
+    const known = [...this.#trees].find(([, { inode }]) => inode === memcg.inode);
+    let [token, tree] = known ?? [0, { inode: memcg.inode, changes: new Set<(change: TreeChange) => void>() }];
+    if (known === undefined) {
+      try {
+        token = this.#events.watchDirectory((memcg as MemcgV1).directory);
+      } catch (error) {
+        throw fromMemcg(error, `listening to the directory of memcg ${memcg.path}`);
+      }
+      this.#trees.set(token, tree);
+    }
+    tree.changes.add(change);
+    return {
+      close: () => {
+        if (!tree.changes.delete(change) || tree.changes.size > 0) return;
+        this.#trees.delete(token);
+        this.#events.remove(token);
+      },
+    };
+  }
+
+  #forget(token: number): void {
+    this.#listeners.delete(token);
+    this.#events.remove(token);
+  }
+
+  #dispatch(count: number, atUs: number): void {
+    for (let index = 0; index < count; index++) {
+      const token = this.#ready[index] ?? 0;
+      if (token === 0) this.drainTree();
+      else this.#listeners.get(token)?.(atUs);
+    }
+  }
+
+  drainTree(): void {
+    for (const event of this.#events.readDirectoryEvents()) {
+      if (event.overflow) {
+        for (const { changes } of [...this.#trees.values()]) {
+          for (const change of [...changes]) change({ name: '', kind: 'overflow' });
+        }
+        continue;
+      }
+      const kind = event.created ? 'created' : event.removed ? 'removed' : 'attributes';
+      for (const change of [...(this.#trees.get(event.token)?.changes ?? [])]) change({ name: event.name, kind });
+    }
+  }
+
+  listWaiters(memcg: Memcg, most: number): Waiter[] {
+    return listWaiters(memcg.pids(), most);
+  }
+
+  startKilling(exited: () => void): Killing {
+    const killer: Killer = new this.#native.Killer(this.#events);
+    this.#listeners.set(killer.token, exited);
+    return {
+      round(memcgs) {
+        const open = (memcgs as readonly MemcgV1[]).filter((memcg) => !memcg.closed);
+        return killer.round(
+          open.map(({ directory }) => directory),
+          'cgroup.procs',
+        );
+      },
+      signal: (process) => killer.signal((process as RealProcess).pidfd),
+      get pids() {
+        return killer.pids;
+      },
+      alive: () => killer.alive(),
+      get unreachable() {
+        return killer.unreachable;
+      },
+      release: () => killer.release(),
+      close: () => {
+        this.#listeners.delete(killer.token);
+        killer.close();
+      },
+    };
+  }
+
+  keepAlive(alive: boolean): void {
+    if (alive) this.#events.ref();
+    else this.#events.unref();
+  }
+
+  close(): void {
+    this.#events.close();
+    this.#listeners.clear();
+    this.#trees.clear();
+    this.#root.close();
+  }
+}

@@ -1,0 +1,411 @@
+import { EventEmitter } from 'node:events';
+import { type Capabilities, probeCapabilities } from './capabilities.js';
+import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
+import { isAtOrBelow } from './cgroup/cgroup.js';
+import { findMemoryV1, readCgroupMounts } from './cgroup/mounts.js';
+import { HierarchyV1 } from './cgroup/v1.js';
+import { OomCondition } from './condition/condition.js';
+import { parseLadder, type WatchDeadlines } from './condition/options.js';
+import { invalidOption, isVanished, ReprieveError } from './errors.js';
+import { native } from './native.js';
+import type { Policy } from './policy/decision.js';
+import type { Report } from './report/report.js';
+import { Account, ConditionReserve, type ReserveCounters } from './reserve/account.js';
+import { ArenaAllocator, openArena, wholePages } from './reserve/arena.js';
+import { type Hardening, harden, type Scheduling } from './self/hardening.js';
+import { enterOwnMemcg, type OwnMemcg, ownMemcgPath } from './self/own-memcg.js';
+import { JobRules, type JobSettings } from './snapshot/settings.js';
+import type { ArmedMemcg } from './source/armed.js';
+import { findOwner } from './source/owner.js';
+import { parseScope } from './source/scope.js';
+import { bytesOf, type Size } from './units.js';
+import { openAbove, Watch } from './watch.js';
+
+/** How often new processes are looked for and cleared memcgs are armed again, in milliseconds. */
+const TICK_MS = 1_000;
+
+/** Options of `OomHandler.open()`. */
+export interface HandlerOptions {
+  /** Memory for the handler to work in, locked and resident from the start; '8MiB' by default, 0 for none. */
+  reserve?: Size;
+  /** How the calling thread is scheduled: 'realtime' (SCHED_RR 1) where allowed, else 'nice' (-20), else as it is. */
+  scheduling?: Scheduling;
+  /** Lock the program text into memory; true by default. */
+  lockText?: boolean;
+  /** Move this process to a memcg of its own, outside of everything watched; true by default. */
+  ownMemcg?: boolean;
+  /** Closes the handler when aborted. */
+  signal?: AbortSignal;
+}
+
+/** Options of `handler.watch()`. */
+export interface WatchOptions extends WatchDeadlines {
+  /** Decides what happens; without it, iterate over the watch and act yourself. */
+  policy?: Policy;
+  /** Also watch every memcg below the scope, and those made later: each may have a limit of its own. */
+  recursive?: boolean;
+  /** Settings of jobs, by glob on their name below the scope; the first that matches counts. */
+  jobs?: Record<string, JobSettings>;
+  /** Closes the watch when aborted. */
+  signal?: AbortSignal;
+}
+
+/** What a handler tells without being asked. */
+export interface HandlerEvents {
+  /** A condition has ended. */
+  report: [report: Report];
+  /** Tasks stay parked and nobody may be killed: somebody must look. */
+  alarm: [message: string];
+  /** Something could not be done that is not needed for handling. */
+  warning: [message: string];
+  /** A watched memcg was removed; its watch has ended. */
+  vanished: [scope: string];
+}
+
+/** A watch that is being set up: await it, or iterate over its conditions at once. */
+export type PendingWatch = Promise<Watch> & AsyncIterable<OomCondition>;
+
+/** What a handler stands on; replaced as a whole by the simulation. */
+export interface Ground {
+  hierarchy: Hierarchy;
+  capabilities: Capabilities;
+  /** Bytes and allocator of the software reserve. */
+  reserve: { bytes: number; arena: ArenaAllocator };
+  /** Path of the handler's own memcg, undefined if it is none of this hierarchy. */
+  ownPath: () => string | undefined;
+  readFaults: (out: Float64Array) => void;
+  /** Synchronous. */
+  leave: () => void;
+}
+
+const watchedInodes = new Set<number>();
+
+/** Handles out-of-memory conditions of memory cgroups. */
+export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisposable {
+  readonly #ground: Ground;
+  readonly #account: Account;
+  readonly #watches = new Set<Watch>();
+  /** Open conditions by the inode of the memcg that is full. */
+  readonly #conditions = new Map<number, OomCondition>();
+  readonly #owners = new Map<OomCondition, string>();
+  readonly #onExit = () => this.#exit();
+  #stopTick: (() => void) | null = null;
+  #spurious = 0;
+  #closed = false;
+
+  /**
+   * Opens a handler on this machine: moves the process to a memcg of its own, raises its scheduling, and sets the reserve
+   * aside. Everything is put back by `close()`.
+   * @throws ReprieveError ERR_REPRIEVE_UNSUPPORTED without a v1 memory hierarchy, ERR_REPRIEVE_RESERVE_UNAVAILABLE,
+   * ERR_REPRIEVE_NATIVE_MISSING, ERR_REPRIEVE_INVALID_ARGUMENT
+   */
+  static async open(options: HandlerOptions = {}): Promise<OomHandler> {
+    const handler = new OomHandler(openGround(options));
+    closeOnAbort(options.signal, handler);
+    return handler;
+  }
+
+  /** A handler on other ground than this machine, such as the simulation. */
+  static over(ground: Ground): OomHandler {
+    return new OomHandler(ground);
+  }
+
+  private constructor(ground: Ground) {
+    super();
+    this.#ground = ground;
+    this.#account = new Account(ground.reserve.bytes);
+    process.on('exit', this.#onExit);
+  }
+
+  /** What this machine offers, and what of it is used. */
+  get capabilities(): Capabilities {
+    return this.#ground.capabilities;
+  }
+
+  /** Counters of the reserve, over all conditions. */
+  get reserve(): ReserveCounters {
+    const { bytes, charged, available, maxCharged, failures } = this.#account;
+    return { bytes, charged, available, maxCharged, failures };
+  }
+
+  get watches(): readonly Watch[] {
+    return [...this.#watches];
+  }
+
+  /** Signals that found nothing to handle: the condition was over, or was handled already. */
+  get spurious(): number {
+    return this.#spurious;
+  }
+
+  /**
+   * Watches a scope 'memcg:/path'. Until the watch is closed, tasks that run into the limit wait.
+   * Rejects with a ReprieveError: ERR_REPRIEVE_INVALID_SCOPE, ERR_REPRIEVE_NOT_A_MEMCG, ERR_REPRIEVE_ALREADY_WATCHED,
+   * ERR_REPRIEVE_INSIDE_SCOPE, ERR_REPRIEVE_PERMISSION, ERR_REPRIEVE_INVALID_ARGUMENT, ERR_REPRIEVE_UNSUPPORTED,
+   * ERR_REPRIEVE_CLOSED; nothing is armed then.
+   */
+  watch(scope: string, options: WatchOptions = {}): PendingWatch {
+    const watch = (async () => this.#watch(scope, options))();
+    watch.catch(() => {}); // whoever only iterates gets it there
+    return Object.assign(watch, {
+      async *[Symbol.asyncIterator]() {
+        yield* await watch;
+      },
+    });
+  }
+
+  #watch(scope: string, options: WatchOptions): Watch {
+    if (this.#closed) throw new ReprieveError('ERR_REPRIEVE_CLOSED', 'The handler was closed');
+    if (options.recursive !== undefined && typeof options.recursive !== 'boolean') {
+      throw invalidOption('the `recursive` option', 'true or false', options.recursive);
+    }
+    const path = parseScope(scope);
+    const ladder = parseLadder(options);
+    const rules = new JobRules(options.jobs ?? {});
+    options.signal?.throwIfAborted();
+
+    const { hierarchy } = this.#ground;
+    // What is pending of memcgs made below a scope that is watched already decides what they had before.
+    hierarchy.drainTree();
+    const opened: Memcg[] = [];
+    try {
+      opened.push(...openAbove(hierarchy, path), hierarchy.open(path));
+      const memcg = opened.at(-1) as Memcg;
+      if (watchedInodes.has(memcg.inode) || this.#memberOf(memcg.inode) !== undefined) {
+        throw new ReprieveError('ERR_REPRIEVE_ALREADY_WATCHED', `${scope} is watched already`);
+      }
+      this.#mustBeOutside(path);
+      const watch = new Watch({
+        hierarchy,
+        scope: memcg,
+        above: opened.slice(0, -1),
+        recursive: options.recursive ?? false,
+        options: ladder,
+        rules,
+        signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
+        ended: (ended) => this.#ended(ended, memcg.inode),
+        warn: (message) => this.#tell('warning', message),
+      });
+      watchedInodes.add(memcg.inode);
+      this.#watches.add(watch);
+      hierarchy.keepAlive(true);
+      this.#tick();
+      closeOnAbort(options.signal, watch);
+      return watch;
+    } catch (error) {
+      for (const memcg of opened) memcg.close();
+      throw error;
+    }
+  }
+
+  #mustBeOutside(path: string): void {
+    const own = this.#ground.ownPath();
+    if (own === undefined || !isAtOrBelow(own, path)) return;
+    const { whyNot } = this.#ground.capabilities.ownMemcg;
+    throw new ReprieveError(
+      'ERR_REPRIEVE_INSIDE_SCOPE',
+      `The handler is itself in ${own}, inside memcg:${path}, and could not work there when it is full` +
+        `${whyNot ? `; it was not moved out: ${whyNot}` : ''}`,
+    );
+  }
+
+  #memberOf(inode: number): { watch: Watch; armed: ArmedMemcg } | undefined {
+    for (const watch of this.#watches) {
+      const armed = watch.member(inode);
+      if (armed !== undefined) return { watch, armed };
+    }
+    return undefined;
+  }
+
+  // --- From signal to condition ---
+
+  #signalled(armed: ArmedMemcg, atUs: number): void {
+    try {
+      this.#ground.hierarchy.drainTree();
+      const owner = findOwner(armed.chain);
+      if (owner === null) {
+        this.#spurious++;
+        return;
+      }
+      const open = this.#conditions.get(owner.inode);
+      if (open !== undefined) open.onSignal();
+      else this.#open(owner, atUs);
+    } catch (error) {
+      if (isVanished(error)) for (const watch of this.#watches) watch.scopeIsThere();
+      else this.#tell('warning', `a signal of ${armed.memcg.path}: ${(error as Error).message}`);
+    }
+  }
+
+  #open(owner: Memcg, atUs: number): void {
+    const own = this.#memberOf(owner.inode);
+    const members = own === undefined ? this.#topmostBelow(owner.path) : [own];
+    const [first] = members;
+    if (first === undefined) return; // its watch was closed by an earlier signal of this wake-up
+    const { watch } = first;
+    const { hierarchy, readFaults, reserve } = this.#ground;
+    const condition: OomCondition = new OomCondition(
+      {
+        hierarchy,
+        owner,
+        armed: own !== undefined,
+        scopes: members.map((member) => member.watch.scope),
+        jobs: members.map((member) => member.watch.jobsOf(member.armed)),
+        options: watch.options,
+        reserve: new ConditionReserve(new Account(reserve.bytes, this.#account), reserve.arena),
+        preference: watch.preference,
+        readFaults,
+        deliver: (opened) => watch.deliver(opened),
+        deathsNearby: () => this.#deathsNear(owner.path, condition),
+        ended: (ended, report) => this.#conditionEnded(ended, report, owner),
+        alarm: (message) => this.#tell('alarm', message),
+      },
+      atUs,
+    );
+    this.#conditions.set(owner.inode, condition);
+    this.#owners.set(condition, owner.path);
+    condition.start();
+    watch.opened(condition);
+  }
+
+  /** The armed memcgs below a path that have no armed one above them there, by path. */
+  #topmostBelow(path: string): { watch: Watch; armed: ArmedMemcg }[] {
+    const below = [...this.#watches]
+      .flatMap((watch) => [...watch.members()].map((armed) => ({ watch, armed })))
+      .filter(({ armed }) => isAtOrBelow(armed.memcg.path, path))
+      .sort((a, b) => (a.armed.memcg.path < b.armed.memcg.path ? -1 : 1));
+    return below.filter(
+      ({ armed }) =>
+        !below.some((other) => other.armed !== armed && isAtOrBelow(armed.memcg.path, other.armed.memcg.path)),
+    );
+  }
+
+  #deathsNear(path: string, self: OomCondition): boolean {
+    for (const [condition, owner] of this.#owners) {
+      if (condition !== self && condition.dying && (isAtOrBelow(owner, path) || isAtOrBelow(path, owner))) return true;
+    }
+    return false;
+  }
+
+  #conditionEnded(condition: OomCondition, report: Report, owner: Memcg): void {
+    this.#conditions.delete(owner.inode);
+    this.#owners.delete(condition);
+    this.#tell('report', report);
+    // Signals below were taken for this condition's; one that has its own limit at hand goes on by itself.
+    setImmediate(() => this.#lookBelow(owner.path));
+  }
+
+  #lookBelow(path: string): void {
+    if (this.#closed) return;
+    for (const watch of this.#watches) {
+      try {
+        for (const armed of [...watch.members()]) {
+          if (!isAtOrBelow(armed.memcg.path, path)) continue;
+          armed.rearm();
+          const { killDisabled, underOom } = armed.memcg.oomState();
+          if (killDisabled && underOom) this.#signalled(armed, this.#ground.hierarchy.clock.nowUs());
+        }
+      } catch (error) {
+        if (isVanished(error)) watch.scopeIsThere();
+        else this.#tell('warning', `${watch.scope}: ${(error as Error).message}`);
+      }
+    }
+  }
+
+  /** Outside of the handling: a listener that throws or dawdles is not to stand in its way. */
+  #tell<K extends keyof HandlerEvents>(event: K, ...args: HandlerEvents[K]): void {
+    setImmediate(() => this.emit(event as string & K, ...(args as never)));
+  }
+
+  #tick(): void {
+    this.#stopTick?.();
+    this.#stopTick = this.#ground.hierarchy.clock.after(TICK_MS, () => {
+      this.#stopTick = null;
+      for (const watch of this.#watches) watch.tick();
+      if (this.#watches.size > 0) this.#tick();
+    });
+  }
+
+  // --- The end ---
+
+  #ended(watch: Watch, inode: number): void {
+    watchedInodes.delete(inode);
+    this.#watches.delete(watch);
+    if (watch.state === 'vanished') this.#tell('vanished', watch.scope);
+    if (this.#watches.size > 0) return;
+    this.#stopTick?.();
+    if (!this.#closed) this.#ground.hierarchy.keepAlive(false);
+  }
+
+  /** The process exits without `close`: no promise runs any more, but writes do. */
+  #exit(): void {
+    for (const watch of this.#watches) watch.disarmNow();
+    this.#ground.leave();
+  }
+
+  /** Ends every watch and puts everything back: the kernel's killer, oom_score_adj, scheduling, the process's memcg. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await Promise.all([...this.#watches].map((watch) => watch.close()));
+    this.#stopTick?.();
+    process.off('exit', this.#onExit);
+    this.#ground.hierarchy.close();
+    this.#ground.leave();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+function closeOnAbort(signal: AbortSignal | undefined, opened: { close(): Promise<void> }): void {
+  if (signal === undefined) return;
+  signal.addEventListener('abort', () => void opened.close(), { once: true });
+  if (signal.aborted) void opened.close();
+}
+
+function openGround(options: HandlerOptions): Ground {
+  const bytes = wholePages(bytesOf(options.reserve ?? '8MiB', 'the `reserve` option'));
+  const scheduling = options.scheduling ?? 'realtime';
+  if (!['realtime', 'nice', 'keep'].includes(scheduling)) {
+    throw invalidOption('the `scheduling` option', "'realtime', 'nice' or 'keep'", scheduling);
+  }
+  options.signal?.throwIfAborted();
+  const mount = findMemoryV1(readCgroupMounts());
+  if (mount === undefined) {
+    throw new ReprieveError(
+      'ERR_REPRIEVE_UNSUPPORTED',
+      'There is no cgroup v1 memory hierarchy here (`reprieve doctor` says what is); boot with systemd.unified_cgroup_hierarchy=0',
+    );
+  }
+  const undo: (() => void)[] = [];
+  try {
+    const arena = bytes > 0 ? openArena(bytes) : null;
+    undo.push(() => arena?.close());
+    const own: OwnMemcg =
+      options.ownMemcg === false
+        ? { path: ownMemcgPath(mount), whyNot: 'not asked for (ownMemcg: false)', leave() {} }
+        : enterOwnMemcg(mount);
+    undo.push(() => own.leave());
+    const hardening: Hardening = harden(scheduling, options.lockText ?? true);
+    undo.push(() => hardening.undo());
+    const hierarchy = new HierarchyV1(mount.point);
+    return {
+      hierarchy,
+      capabilities: {
+        ...probeCapabilities(),
+        ownMemcg: own,
+        scheduling: hardening.scheduling,
+        lockedText: hardening.lockedText,
+      },
+      reserve: { bytes, arena: new ArenaAllocator(arena?.buffer ?? new ArrayBuffer(0)) },
+      ownPath: () => ownMemcgPath(mount),
+      readFaults: native().readFaults,
+      leave: () => {
+        for (const step of undo.splice(0).reverse()) step();
+      },
+    };
+  } catch (error) {
+    for (const step of undo.reverse()) step();
+    throw error;
+  }
+}

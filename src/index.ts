@@ -1,0 +1,29 @@
+export type { Capabilities } from './capabilities.js';
+export type { Waiter } from './cgroup/cgroup.js';
+export type { KillResult, OomCondition } from './condition/condition.js';
+export type { WatchDeadlines } from './condition/options.js';
+export { ERROR_CODES, type ErrorCode, ReprieveError } from './errors.js';
+export {
+  type HandlerEvents,
+  type HandlerOptions,
+  OomHandler,
+  type PendingWatch,
+  type WatchOptions,
+} from './handler.js';
+export type {
+  Decision,
+  KernelDecision,
+  KillDecision,
+  Policy,
+  PolicyContext,
+  WaitDecision,
+} from './policy/decision.js';
+export { explain, lowestPriority } from './policy/lowest-priority.js';
+export type { Outcome, Report, Step, Victim } from './report/report.js';
+export { renderReport } from './report/text.js';
+export type { Lease, Reserve, ReserveCounters } from './reserve/account.js';
+export type { Scheduling } from './self/hardening.js';
+export type { JobSettings } from './snapshot/settings.js';
+export type { Job, Snapshot } from './snapshot/snapshot.js';
+export type { Size } from './units.js';
+export type { Watch, WatchState } from './watch.js';

@@ -1,0 +1,196 @@
+/**
+ * The addon: its interface, and the only place that loads it.
+ *
+ * Everything that fails in the kernel throws an `Error` that carries `errno` (positive), `code`
+ * (`'ENOENT'`), `syscall` and `path`, in the manner of Node's own system errors.
+ */
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { ReprieveError } from './errors.js';
+
+/** A directory held by a descriptor; everything below is opened beneath it (openat2(2)). */
+export interface Directory {
+  /** Inode number: a memcg that is removed and made anew has another. */
+  readonly inode: number;
+  /** Owner of the directory, as a user id. */
+  readonly uid: number;
+  /** Magic number of the file system (statfs(2)). */
+  readonly fsType: number;
+  /** Opens a directory below; refuses `..`, symbolic links and other file systems. */
+  openBeneath(relative: string): Directory;
+  /** Names of the directories directly below. */
+  subdirectories(): string[];
+  /** Opens a file below and keeps it open. */
+  openFile(name: string, mode: 'read' | 'write' | 'readwrite'): ControlFile;
+  /** Reads a file below, opened anew. */
+  readFile(name: string): string;
+  /** Writes a file below, opened anew, in one write(2). */
+  writeFile(name: string, text: string): void;
+  makeDirectory(name: string): void;
+  removeDirectory(name: string): void;
+  /** An extended attribute of the directory, or null when there is none. */
+  getAttribute(name: string): string | null;
+  close(): void;
+}
+
+/** A control file that stays open and is read anew by pread(2) at 0. */
+export interface ControlFile {
+  readText(): string;
+  /** The whole file as one decimal number. */
+  readNumber(): number;
+  /** Fields of a flat keyed file ("key value" lines) into `out`; a key that is not there gives NaN. */
+  readFields(keys: readonly string[], out: Float64Array): void;
+  write(text: string): void;
+  close(): void;
+}
+
+/** A process known by a pidfd (pidfd_open(2)). */
+export interface Pidfd {
+  readonly pid: number;
+  /** True once the process has exited (the descriptor polls readable). */
+  exited(): boolean;
+  /** False when the process is gone (ESRCH). */
+  signal(signal: number): boolean;
+  close(): void;
+}
+
+/** What happened to one directory that is listened to (inotify(7)). */
+export interface DirectoryEvent {
+  /** The token that `watchDirectory` gave; -1 with `overflow`. */
+  token: number;
+  /** Name of the entry below; empty when the directory itself is meant. */
+  name: string;
+  created: boolean;
+  removed: boolean;
+  /** Attributes, extended ones too, of the entry or of the directory itself. */
+  attributes: boolean;
+  /** The kernel's queue overflowed: scan everything. */
+  overflow: boolean;
+}
+
+/** One epoll set, hung on the event loop by one poll handle. */
+export interface EventSet {
+  /**
+   * Registers a new eventfd at a v1 `cgroup.event_control`: writes "<eventfd> <control fd> <argument>".
+   * `file` is the control file ("memory.oom_control"), `argument` may be ''.
+   */
+  addCgroupEvent(directory: Directory, file: string, argument: string): number;
+  /** Listens to creation, removal and attribute changes below a directory. */
+  watchDirectory(directory: Directory): number;
+  /** Events of watched directories that wait to be read; never blocks. */
+  readDirectoryEvents(): DirectoryEvent[];
+  /** Forgets a token and closes what belongs to it. Unknown tokens are ignored. */
+  remove(token: number): void;
+  /** Number of descriptors in the set. */
+  readonly size: number;
+  /** Keeps the event loop alive (default) or not. */
+  ref(): void;
+  unref(): void;
+  close(): void;
+}
+
+/** The processes of one victim: signalled by pidfd, watched until they are gone. */
+export interface Killer {
+  /** The token under which the event set tells that members exited. */
+  readonly token: number;
+  /**
+   * One round: reads `file` ("cgroup.procs") of each directory anew, opens a pidfd for each process that is not
+   * known yet, reads again and sends SIGKILL to those still listed. Returns how many were signalled now.
+   * A directory that is gone counts as empty. Never signals the calling process.
+   */
+  round(directories: readonly Directory[], file: string): number;
+  /** Signals one process by its pidfd (duplicated); returns 1, or 0 if it was gone or is known already. */
+  signal(pidfd: Pidfd): number;
+  /** Every process signalled so far. */
+  readonly pids: number[];
+  /** How many of them have not exited yet. */
+  alive(): number;
+  /** Processes listed by the last round that could not be signalled (another pid namespace, EPERM). */
+  readonly unreachable: number;
+  /** process_mrelease(2) on all that have not exited: [reaped, refused]. */
+  release(): [number, number];
+  close(): void;
+}
+
+/** Memory that is mapped, locked and resident from the start. */
+export interface Arena {
+  readonly buffer: ArrayBuffer;
+  /** Bytes resident now, by mincore(2). */
+  residentBytes(): number;
+  /** munlock and munmap; `buffer` is detached. */
+  close(): void;
+}
+
+export interface NativeBinding {
+  Directory: new (path: string) => Directory;
+  Pidfd: new (pid: number) => Pidfd;
+  /**
+   * `onReady` gets how many tokens of `ready` are valid, and the time of the wake-up (see `nowUs`). The directory
+   * listener's token is 0: call `readDirectoryEvents`.
+   */
+  EventSet: new (
+    ready: Int32Array,
+    onReady: (count: number, atUs: number) => void,
+  ) => EventSet;
+  Killer: new (events: EventSet) => Killer;
+  Arena: new (bytes: number) => Arena;
+  /** CLOCK_MONOTONIC in microseconds. */
+  nowUs(): number;
+  /** Page faults of the calling thread so far, into `out`: [minor, major] (getrusage(2)). */
+  readFaults(out: Float64Array): void;
+  /** Raises the calling thread: 'realtime' is SCHED_RR 1 (not inherited by children), 'nice' is nice -20. */
+  raiseScheduling(to: 'realtime' | 'nice'): void;
+  /** Back to what the thread had before the first raise. */
+  restoreScheduling(): void;
+  /** mlock2(MLOCK_ONFAULT) of the mapped files' pages (program text and data of libraries); V8's heap is left out. */
+  lockText(): { bytes: number; failed: number };
+  /** Undoes lockText. */
+  unlockText(): void;
+  /** The errno that process_mrelease(2) gives on ourselves: EINVAL where it exists, ENOSYS where not. */
+  probeRelease(): number;
+}
+
+const require = createRequire(import.meta.url);
+const packageRoot = fileURLToPath(new URL('..', import.meta.url));
+let loaded: NativeBinding | undefined;
+
+/** C library of the running Node, as prebuilt binaries are named after it. */
+function libc(): string {
+  const { header } = process.report.getReport() as { header: { glibcVersionRuntime?: string } };
+  return header.glibcVersionRuntime === undefined ? 'musl' : 'glibc';
+}
+
+/** Where the addon can be: a prebuilt binary of the package if it fits, else a local build. */
+export function addonCandidates(): string[] {
+  return [
+    `${packageRoot}prebuilds/${process.platform}-${process.arch}-${libc()}/reprieve.node`,
+    `${packageRoot}build/Release/reprieve.node`,
+  ];
+}
+
+/**
+ * The addon, loaded at the first call.
+ * @throws ReprieveError ERR_REPRIEVE_NATIVE_MISSING with everything that was looked for
+ */
+export function native(): NativeBinding {
+  if (loaded !== undefined) return loaded;
+  const tried: string[] = [];
+  for (const path of addonCandidates()) {
+    if (!existsSync(path)) {
+      tried.push(`${path}: not there`);
+      continue;
+    }
+    try {
+      loaded = require(path) as NativeBinding;
+      return loaded;
+    } catch (error) {
+      tried.push(`${path}: ${(error as Error).message}`);
+    }
+  }
+  throw new ReprieveError(
+    'ERR_REPRIEVE_NATIVE_MISSING',
+    `The native addon of reprieve does not load. Build it with: node ${packageRoot}scripts/install.mjs --from-source\n` +
+      `Looked for:\n${tried.map((line) => `  ${line}`).join('\n')}`,
+  );
+}

@@ -1,0 +1,135 @@
+import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
+import { formatBytes } from '../units.js';
+import type { KernelDecision, KillDecision } from './decision.js';
+
+/** True for a job that uses more than it was promised, of the memory that dies with it. */
+export function isOver(job: Job): boolean {
+  return diesWith(job) > job.reservation;
+}
+
+/** Even a job that only fills tmpfs or the page cache has stacks and heaps: less than this is not worth its death. */
+const WORTH_KILLING = 2 ** 20;
+
+/** True if killing the job is allowed and would bring memory back. */
+export function isCandidate(job: Job): boolean {
+  if (job.protected || job.killed) return false;
+  const back = diesWith(job);
+  return back >= WORTH_KILLING || (back > 0 && back >= job.shmem + job.file);
+}
+
+/** 0 for a job above its reservation, 1 for one within, or one that has an `overPriority` to be ranked by instead. */
+function rankClass(job: Job): number {
+  return isOver(job) && job.overPriority === null ? 0 : 1;
+}
+
+/** The priority by which a job is ranked now. */
+export function effectivePriority(job: Job): number {
+  return isOver(job) && job.overPriority !== null ? job.overPriority : job.priority;
+}
+
+function overage(job: Job): number {
+  return Math.max(0, diesWith(job) - job.reservation);
+}
+
+/**
+ * Total order of jobs, first to die first: above its reservation before within it; lower priority; larger overage; more
+ * memory that dies with it; younger; id.
+ */
+export function compareJobs(a: Job, b: Job): number {
+  return (
+    rankClass(a) - rankClass(b) ||
+    effectivePriority(a) - effectivePriority(b) ||
+    overage(b) - overage(a) ||
+    diesWith(b) - diesWith(a) ||
+    b.born - a.born ||
+    (a.id < b.id ? -1 : a.id > b.id ? 1 : 0)
+  );
+}
+
+/** The candidates, first to die first. */
+export function rankJobs(jobs: readonly Job[]): Job[] {
+  return jobs.filter(isCandidate).sort(compareJobs);
+}
+
+/** Those that would die before all others whatever their size: the candidates of the first one's class and priority. */
+export function firstTier(jobs: readonly Job[]): Job[] {
+  const ranked = rankJobs(jobs);
+  const [first] = ranked;
+  if (first === undefined) return [];
+  return ranked.filter(
+    (job) => rankClass(job) === rankClass(first) && effectivePriority(job) === effectivePriority(first),
+  );
+}
+
+/** Kills the job that ranks lowest; hands over to the kernel when there is no candidate. */
+export function lowestPriority(snapshot: Snapshot): KillDecision | KernelDecision {
+  let first: Job | undefined;
+  for (const job of snapshot.jobs) {
+    if (isCandidate(job) && (first === undefined || compareJobs(job, first) < 0)) first = job;
+  }
+  if (first === undefined) return { action: 'kernel', because: 'no job may be killed and would bring memory back' };
+  const victim = first;
+  return {
+    action: 'kill',
+    victim: victim.id,
+    // Put into words when somebody reads it: that is after the kill.
+    get because() {
+      return whyFirst(victim, snapshot.jobs);
+    },
+  };
+}
+
+function whyFirst(first: Job, jobs: readonly Job[]): string {
+  const brings = `${formatBytes(diesWith(first))} die with it`;
+  const rivals = rankJobs(jobs).filter((job) => job !== first);
+  const [next] = rivals;
+  if (next === undefined) return `it is the only job that may be killed and would bring memory back; ${brings}`;
+  return `${difference(first, next)}; ${brings}`;
+}
+
+/** Why `first` goes before `next`: the first criterion in which they differ. */
+function difference(first: Job, next: Job): string {
+  if (rankClass(first) !== rankClass(next)) {
+    return isOver(next)
+      ? `it is ${formatBytes(overage(first))} above its reservation, and ${next.name} is ranked by its overPriority`
+      : `it is ${formatBytes(overage(first))} above its reservation, and ${next.name} is within its own`;
+  }
+  if (effectivePriority(first) !== effectivePriority(next)) {
+    return `its priority ${effectivePriority(first)} is the lowest (next is ${next.name} with ${effectivePriority(next)})`;
+  }
+  const same = `of the same priority ${effectivePriority(first)} as ${next.name}`;
+  if (overage(first) !== overage(next)) return `${same}, it is further above its reservation`;
+  if (diesWith(first) !== diesWith(next)) return `${same}, it holds more memory`;
+  if (first.born !== next.born) return `${same} and size, it is younger`;
+  return `${same}, size and age, it comes first by name`;
+}
+
+/** A sentence for each job: who would die now, and why not the others; in the order in which they would. */
+export function explain(snapshot: Snapshot): string[] {
+  const ranked = rankJobs(snapshot.jobs);
+  const [first] = ranked;
+  const others = snapshot.jobs.filter((job) => !isCandidate(job)).sort(compareJobs);
+  return [
+    ...ranked.map((job) =>
+      job === first
+        ? `${job.name} dies first: ${whyFirst(job, snapshot.jobs)}.`
+        : `${job.name} lives on: ${
+            first
+              ? difference(first, job)
+                  .replace(/^it is/, `${first.name} is`)
+                  .replace(/^its/, `${first.name}'s`)
+                  .replace(/, it /, `, ${first.name} `)
+              : ''
+          }.`,
+    ),
+    ...others.map((job) => `${job.name} is no candidate: ${whyNot(job)}.`),
+  ];
+}
+
+function whyNot(job: Job): string {
+  if (job.protected) return 'it is protected';
+  if (job.killed) return 'it was killed already';
+  const stays = job.shmem + job.file;
+  if (diesWith(job) === 0 && stays === 0) return 'it holds no memory';
+  return `its death would bring back ${formatBytes(diesWith(job))} only; ${formatBytes(stays)} are tmpfs or page cache`;
+}

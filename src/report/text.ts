@@ -1,0 +1,32 @@
+import { formatBytes, formatMicros } from '../units.js';
+import type { Outcome, Report } from './report.js';
+
+const OUTCOMES: Record<Outcome, string> = {
+  cleared: 'cleared',
+  kernel: "handed to the kernel's own killer",
+  vanished: 'the memcg was removed',
+  released: 'released: the watch was closed',
+  left: 'left to the owner of the memcg above',
+};
+
+/** The episode as a timeline that a person reads. */
+export function renderReport(report: Report): string {
+  const { snapshot } = report;
+  const full = snapshot
+    ? ` (${formatBytes(snapshot.usage)} of ${formatBytes(snapshot.limit ?? Number.POSITIVE_INFINITY)})`
+    : '';
+  const lines = [`${report.owner} ran out of memory${full} at ${report.openedAt}: ${OUTCOMES[report.outcome]}.`, ''];
+  for (const { atUs, rung, text } of report.steps) {
+    lines.push(`  ${`+${formatMicros(atUs)}`.padStart(10)}  ${rung.padEnd(10)}  ${text}`);
+  }
+  if (report.explanation.length > 0) {
+    lines.push('', 'Why:', ...report.explanation.map((sentence) => `  ${sentence}`));
+  }
+  const waiting = new Map<string, number>();
+  for (const { job } of report.waiters) waiting.set(job, (waiting.get(job) ?? 0) + 1);
+  if (waiting.size > 0) {
+    const seen = [...waiting].map(([job, count]) => `${job} (${count})`).join(', ');
+    lines.push('', `Threads seen waiting: ${seen}`);
+  }
+  return lines.join('\n');
+}

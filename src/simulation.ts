@@ -1,0 +1,38 @@
+import { release } from 'node:os';
+import type { Capabilities } from './capabilities.js';
+import type { SimulatedHierarchy } from './cgroup/simulated.js';
+import type { Ground } from './handler.js';
+import { ArenaAllocator } from './reserve/arena.js';
+
+/** Bytes of the simulated reserve: plain memory of this process. */
+const RESERVE = 8 * 2 ** 20;
+
+/** What a handler of the simulation stands on: nothing of this machine is touched. */
+export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
+  const capabilities: Capabilities = {
+    kernel: `simulated on ${release()}`,
+    memoryV1: { point: 'simulated', writable: true },
+    cgroupV2: null,
+    oomControl: true,
+    eventControl: true,
+    kernelReserve: false,
+    freezer: false,
+    psi: 'none',
+    pidfd: true,
+    mrelease: false,
+    lockableBytes: 0,
+    held: [],
+    missing: [],
+    scheduling: null,
+    lockedText: null,
+    ownMemcg: { path: undefined, whyNot: null },
+  };
+  return {
+    hierarchy,
+    capabilities,
+    reserve: { bytes: RESERVE, arena: new ArenaAllocator(new ArrayBuffer(RESERVE)) },
+    ownPath: () => undefined,
+    readFaults: (out) => out.fill(0),
+    leave: () => {},
+  };
+}

@@ -1,0 +1,333 @@
+import { KernelPreference } from './action/kernel-preference.js';
+import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
+import { Subtree } from './cgroup/subtree.js';
+import type { OomCondition } from './condition/condition.js';
+import type { LadderOptions } from './condition/options.js';
+import { isVanished, ReprieveError } from './errors.js';
+import { checkDecision } from './policy/decision.js';
+import { lowestPriority } from './policy/lowest-priority.js';
+import { Jobs } from './snapshot/jobs.js';
+import type { JobRules } from './snapshot/settings.js';
+import { ArmedMemcg } from './source/armed.js';
+import { findOwner } from './source/owner.js';
+
+/** Runs of the way from event to kill before it is needed, so that it is compiled and its descriptors are open. */
+const DRILLS = 200;
+/** Conditions that wait for an iterating caller, at most. */
+const MOST_QUEUED = 64;
+/** How long `close` waits for the kernel's killer before it takes the prepared `oom_score_adj` back. */
+const RELEASE_MS = 1_000;
+
+/** How a watch ended, or that it has not. */
+export type WatchState = 'watching' | 'closed' | 'vanished';
+
+/** What a watch is made with. */
+export interface WatchSetup {
+  hierarchy: Hierarchy;
+  scope: Memcg;
+  /** The memcgs above the scope, topmost first, without the root. The watch closes them. */
+  above: readonly Memcg[];
+  recursive: boolean;
+  options: LadderOptions;
+  rules: JobRules;
+  /** Called for each signal of an armed memcg. */
+  signalled: (watch: Watch, armed: ArmedMemcg, atUs: number) => void;
+  /** Called once when the watch has ended by itself or by `close`. */
+  ended: (watch: Watch) => void;
+  warn: (message: string) => void;
+}
+
+/** One watched scope: everything that is armed for it, its jobs, and the conditions it hands to its caller. */
+export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
+  readonly #setup: WatchSetup;
+  readonly #armed = new Map<number, ArmedMemcg>();
+  readonly #jobs = new Map<number, Jobs>();
+  readonly #subtree: Subtree;
+  readonly preference: KernelPreference;
+  readonly #queue: OomCondition[] = [];
+  readonly #conditions = new Set<OomCondition>();
+  #wake: (() => void) | null = null;
+  #dropped = 0;
+  #state: WatchState = 'watching';
+  #closing: Promise<void> | null = null;
+
+  /** Arms everything, or nothing. @throws ReprieveError */
+  constructor(setup: WatchSetup) {
+    this.#setup = setup;
+    const { hierarchy, scope, above, rules } = setup;
+    this.preference = new KernelPreference(hierarchy);
+    this.#subtree = new Subtree(hierarchy, scope, {
+      created: (memcg) => this.#created(memcg),
+      removed: (memcg) => this.#forget(memcg),
+      changed: (memcg) => this.#changed(memcg),
+    });
+    try {
+      this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
+      this.#arm(scope, above);
+      if (setup.recursive) for (const memcg of this.#subtree.all()) this.#arm(memcg, this.#chainAbove(memcg));
+      this.#drill();
+      this.tick();
+    } catch (error) {
+      this.#disarm();
+      throw error;
+    }
+  }
+
+  /** The watched scope, 'memcg:/path'. */
+  get scope(): string {
+    return `memcg:${this.#setup.scope.path}`;
+  }
+
+  get path(): string {
+    return this.#setup.scope.path;
+  }
+
+  get options(): LadderOptions {
+    return this.#setup.options;
+  }
+
+  get state(): WatchState {
+    return this.#state;
+  }
+
+  /** Conditions that nobody iterating took in time; the ladder handled them all the same. */
+  get dropped(): number {
+    return this.#dropped;
+  }
+
+  /** Paths of the memcgs whose tasks wait for this watch. */
+  get armed(): string[] {
+    return [...this.#armed.values()].map(({ memcg }) => memcg.path);
+  }
+
+  /** The armed memcgs; for the handler. */
+  members(): Iterable<ArmedMemcg> {
+    return this.#armed.values();
+  }
+
+  member(inode: number): ArmedMemcg | undefined {
+    return this.#armed.get(inode);
+  }
+
+  /** Jobs of an armed memcg. */
+  jobsOf({ memcg }: ArmedMemcg): Jobs {
+    let jobs = this.#jobs.get(memcg.inode);
+    if (jobs === undefined) {
+      jobs = new Jobs(this.#setup.hierarchy, memcg, this.path, this.#setup.rules);
+      this.#jobs.set(memcg.inode, jobs);
+    }
+    return jobs;
+  }
+
+  // --- Arming ---
+
+  #arm(memcg: Memcg, above: readonly Memcg[], original?: boolean): void {
+    const { hierarchy, signalled } = this.#setup;
+    const signal = (atUs: number) => {
+      const armed = this.#armed.get(memcg.inode);
+      if (armed !== undefined) signalled(this, armed, atUs);
+    };
+    this.#armed.set(memcg.inode, new ArmedMemcg(hierarchy, memcg, above, signal, original));
+  }
+
+  #chainAbove(memcg: Memcg): Memcg[] {
+    const between = this.#subtree.all().filter(({ path }) => memcg.path.startsWith(`${path}/`));
+    return [...this.#setup.above, this.#setup.scope, ...between];
+  }
+
+  /**
+   * A memcg was made below the scope: it inherited our oom_kill_disable (memory.rst, section 10). If it got a limit of
+   * its own and nobody listened, its tasks would wait for ever.
+   */
+  #created(memcg: Memcg): void {
+    const original = this.#armed.get(this.#setup.scope.inode)?.original ?? false;
+    try {
+      if (this.#setup.recursive) {
+        if (!this.#armed.has(memcg.inode)) this.#arm(memcg, this.#chainAbove(memcg), original);
+      } else if (!original && memcg.oomState().killDisabled) {
+        memcg.setKillDisabled(false);
+      }
+    } catch (error) {
+      if (!isVanished(error)) this.#setup.warn(`${memcg.path} below ${this.scope}: ${(error as Error).message}`);
+    }
+  }
+
+  #forget(memcg: Memcg): void {
+    const armed = this.#armed.get(memcg.inode);
+    this.#armed.delete(memcg.inode);
+    armed?.restore();
+    this.#jobs.get(memcg.inode)?.close();
+    this.#jobs.delete(memcg.inode);
+  }
+
+  #changed(memcg: Memcg): void {
+    try {
+      this.#jobs.get(memcg.inode)?.refresh();
+    } catch (error) {
+      if (!isVanished(error)) throw error;
+      this.scopeIsThere();
+    }
+  }
+
+  /** False, and the watch ends, if the scope was removed. */
+  scopeIsThere(): boolean {
+    try {
+      this.#setup.scope.oomState();
+      return true;
+    } catch (error) {
+      if (!isVanished(error)) throw error;
+      this.#finish('vanished');
+      return false;
+    }
+  }
+
+  /** Once a second: arms again what the kernel has cleared, and prepares the kernel's choice for new processes. */
+  tick(): void {
+    try {
+      for (const armed of this.#armed.values()) armed.rearm();
+      this.preference.prepare([...this.#jobs.values()], new Set());
+    } catch (error) {
+      if (isVanished(error)) this.scopeIsThere();
+      else this.#setup.warn(`${this.scope}: ${(error as Error).message}`);
+    }
+  }
+
+  #drill(): void {
+    const scope = this.#armed.get(this.#setup.scope.inode) as ArmedMemcg;
+    const jobs = this.jobsOf(scope);
+    for (let run = 0; run < DRILLS; run++) {
+      findOwner(scope.chain);
+      scope.memcg.limit();
+      const snapshot = { jobs: jobs.sample(new Set()) } as Parameters<typeof lowestPriority>[0];
+      checkDecision(lowestPriority(snapshot), snapshot);
+      const killing = this.#setup.hierarchy.startKilling(() => {});
+      killing.round([]);
+      killing.close();
+    }
+  }
+
+  // --- Conditions ---
+
+  /** A condition of this watch was opened. */
+  opened(condition: OomCondition): void {
+    this.#conditions.add(condition);
+    condition.closed.then(() => this.#conditions.delete(condition));
+  }
+
+  /** Hands a condition to whoever iterates. */
+  deliver(condition: OomCondition): void {
+    if (this.#queue.length >= MOST_QUEUED) {
+      this.#queue.shift();
+      this.#dropped++;
+    }
+    this.#queue.push(condition);
+    this.#wake?.();
+  }
+
+  /**
+   * Conditions as they open, for the caller to act on; ends when the watch is closed or its memcg vanishes. A condition
+   * that ended before it was taken is passed over.
+   * @throws ReprieveError ERR_REPRIEVE_INVALID_ARGUMENT if the watch has a policy, which acts by itself
+   */
+  async *[Symbol.asyncIterator](): AsyncGenerator<OomCondition, void, void> {
+    if (this.options.policy !== null) {
+      throw new ReprieveError(
+        'ERR_REPRIEVE_INVALID_ARGUMENT',
+        'Expected a watch without a `policy` to iterate over: with one, the policy acts',
+      );
+    }
+    try {
+      while (this.#state === 'watching') {
+        const condition = this.#queue.shift();
+        if (condition === undefined) {
+          await new Promise<void>((resolve) => {
+            this.#wake = resolve;
+          });
+          this.#wake = null;
+        } else if (condition.open) {
+          yield condition;
+        } else {
+          this.#dropped++;
+        }
+      }
+    } finally {
+      await this.close();
+    }
+  }
+
+  // --- The end ---
+
+  /** Puts everything back at once, without waiting: also for the exit of the process. */
+  #disarm(): void {
+    for (const armed of this.#armed.values()) armed.restore();
+    // Memcgs made after the last look inherited our setting.
+    this.#setup.hierarchy.drainTree();
+    this.#subtree.rescan();
+    for (const armed of this.#armed.values()) armed.restore();
+  }
+
+  disarmNow(): void {
+    if (this.#state !== 'watching') return;
+    this.#disarm();
+    this.preference.restoreAll();
+  }
+
+  #finish(state: 'closed' | 'vanished'): void {
+    if (this.#state !== 'watching') return;
+    this.#state = state;
+    for (const condition of [...this.#conditions]) condition.release(state === 'closed' ? 'released' : 'vanished');
+    this.#disarm();
+    this.#wake?.();
+    this.#closing = this.#release();
+  }
+
+  /** With the kernel's killer back, the waiters wake and it takes whom we prepared; only then that is taken back. */
+  async #release(): Promise<void> {
+    const { hierarchy, scope, above } = this.#setup;
+    const until = hierarchy.clock.nowUs() + RELEASE_MS * 1000;
+    while (this.#state === 'closed' && hierarchy.clock.nowUs() < until && this.#wakeWaiters()) {
+      await new Promise<void>((resolve) => {
+        hierarchy.clock.after(5, resolve);
+      });
+    }
+    this.preference.restoreAll();
+    for (const jobs of this.#jobs.values()) jobs.close();
+    this.#jobs.clear();
+    this.#subtree.close();
+    this.#armed.clear();
+    scope.close();
+    for (const memcg of above) memcg.close();
+    this.#setup.ended(this);
+  }
+
+  /** Wakes waiters that slept on; false when nobody waits, or it is not ours to wake them. */
+  #wakeWaiters(): boolean {
+    let waiting = false;
+    for (const { memcg, original } of this.#armed.values()) {
+      try {
+        if (original || !memcg.oomState().underOom) continue;
+        memcg.setKillDisabled(false);
+        waiting = true;
+      } catch (error) {
+        if (!isVanished(error)) throw error;
+      }
+    }
+    return waiting;
+  }
+
+  /** Ends the watch: open conditions end as 'released', the kernel's killer and every `oom_score_adj` are put back. */
+  async close(): Promise<void> {
+    this.#finish('closed');
+    await this.#closing;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+/** Opens the memcgs above a path, topmost first, without the root. */
+export function openAbove(hierarchy: Hierarchy, path: string): Memcg[] {
+  const names = path.slice(1).split('/').slice(0, -1);
+  return names.map((_, index) => hierarchy.open(`/${names.slice(0, index + 1).join('/')}`));
+}

@@ -1,0 +1,22 @@
+import { defineConfig } from 'vitest/config';
+
+const shared = { globals: false, pool: 'forks' as const, isolate: true };
+
+export default defineConfig({
+  test: {
+    projects: [
+      { test: { ...shared, name: 'unit', include: ['test/unit/**/*.test.ts'] } },
+      {
+        test: {
+          ...shared,
+          name: 'host',
+          include: ['test/host/**/*.test.ts'],
+          // Real memcgs and two cores: one file at a time.
+          fileParallelism: false,
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+    ],
+  },
+});
