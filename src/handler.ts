@@ -181,6 +181,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         recursive: options.recursive ?? false,
         options: ladder,
         rules,
+        readFaults: this.#ground.readFaults,
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
         ended: (ended) => this.#ended(ended, memcg.inode),
         warn: (message) => this.#tell('warning', message),
@@ -393,7 +394,7 @@ function openGround(options: HandlerOptions): Ground {
       hierarchy,
       capabilities: {
         ...probeCapabilities(),
-        ownMemcg: own,
+        ownMemcg: { path: own.path, whyNot: own.whyNot },
         scheduling: hardening.scheduling,
         lockedText: hardening.lockedText,
       },

@@ -161,12 +161,31 @@ function libc(): string {
   return header.glibcVersionRuntime === undefined ? 'musl' : 'glibc';
 }
 
-/** Where the addon can be: a prebuilt binary of the package if it fits, else a local build. */
-export function addonCandidates(): string[] {
+/** Where what is compiled can be: the package's prebuilt binaries if they fit, else a local build. */
+function binaryPlaces(name: string): string[] {
   return [
-    `${packageRoot}prebuilds/${process.platform}-${process.arch}-${libc()}/reprieve.node`,
-    `${packageRoot}build/Release/reprieve.node`,
+    `${packageRoot}prebuilds/${process.platform}-${process.arch}-${libc()}/${name}`,
+    `${packageRoot}build/Release/${name}`,
   ];
+}
+
+/** The program that the demo's jobs run. @throws ReprieveError ERR_REPRIEVE_NATIVE_MISSING */
+export function workloadPath(): string {
+  const places = binaryPlaces('reprieve-workload');
+  const found = places.find((path) => existsSync(path));
+  if (found !== undefined) return found;
+  throw missing(
+    'The workload program',
+    places.map((path) => `${path}: not there`),
+  );
+}
+
+function missing(what: string, tried: string[]): ReprieveError {
+  return new ReprieveError(
+    'ERR_REPRIEVE_NATIVE_MISSING',
+    `${what} of reprieve does not load. Build it with: node ${packageRoot}scripts/install.mjs --from-source\n` +
+      `Looked for:\n${tried.map((line) => `  ${line}`).join('\n')}`,
+  );
 }
 
 /**
@@ -176,7 +195,7 @@ export function addonCandidates(): string[] {
 export function native(): NativeBinding {
   if (loaded !== undefined) return loaded;
   const tried: string[] = [];
-  for (const path of addonCandidates()) {
+  for (const path of binaryPlaces('reprieve.node')) {
     if (!existsSync(path)) {
       tried.push(`${path}: not there`);
       continue;
@@ -188,9 +207,5 @@ export function native(): NativeBinding {
       tried.push(`${path}: ${(error as Error).message}`);
     }
   }
-  throw new ReprieveError(
-    'ERR_REPRIEVE_NATIVE_MISSING',
-    `The native addon of reprieve does not load. Build it with: node ${packageRoot}scripts/install.mjs --from-source\n` +
-      `Looked for:\n${tried.map((line) => `  ${line}`).join('\n')}`,
-  );
+  throw missing('The native addon', tried);
 }

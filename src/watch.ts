@@ -2,17 +2,13 @@ import { KernelPreference } from './action/kernel-preference.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
 import { Subtree } from './cgroup/subtree.js';
 import type { OomCondition } from './condition/condition.js';
+import { drill } from './condition/drill.js';
 import type { LadderOptions } from './condition/options.js';
 import { isVanished, ReprieveError } from './errors.js';
-import { checkDecision } from './policy/decision.js';
-import { lowestPriority } from './policy/lowest-priority.js';
 import { Jobs } from './snapshot/jobs.js';
 import type { JobRules } from './snapshot/settings.js';
 import { ArmedMemcg } from './source/armed.js';
-import { findOwner } from './source/owner.js';
 
-/** Runs of the way from event to kill before it is needed, so that it is compiled and its descriptors are open. */
-const DRILLS = 200;
 /** Conditions that wait for an iterating caller, at most. */
 const MOST_QUEUED = 64;
 /** How long `close` waits for the kernel's killer before it takes the prepared `oom_score_adj` back. */
@@ -30,6 +26,7 @@ export interface WatchSetup {
   recursive: boolean;
   options: LadderOptions;
   rules: JobRules;
+  readFaults: (out: Float64Array) => void;
   /** Called for each signal of an armed memcg. */
   signalled: (watch: Watch, armed: ArmedMemcg, atUs: number) => void;
   /** Called once when the watch has ended by itself or by `close`. */
@@ -65,7 +62,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
       this.#arm(scope, above);
       if (setup.recursive) for (const memcg of this.#subtree.all()) this.#arm(memcg, this.#chainAbove(memcg));
-      this.#drill();
+      const armed = this.#armed.get(scope.inode) as ArmedMemcg;
+      drill(hierarchy, armed.chain, this.jobsOf(armed), this.preference, setup.readFaults);
       this.tick();
     } catch (error) {
       this.#disarm();
@@ -189,20 +187,6 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     } catch (error) {
       if (isVanished(error)) this.scopeIsThere();
       else this.#setup.warn(`${this.scope}: ${(error as Error).message}`);
-    }
-  }
-
-  #drill(): void {
-    const scope = this.#armed.get(this.#setup.scope.inode) as ArmedMemcg;
-    const jobs = this.jobsOf(scope);
-    for (let run = 0; run < DRILLS; run++) {
-      findOwner(scope.chain);
-      scope.memcg.limit();
-      const snapshot = { jobs: jobs.sample(new Set()) } as Parameters<typeof lowestPriority>[0];
-      checkDecision(lowestPriority(snapshot), snapshot);
-      const killing = this.#setup.hierarchy.startKilling(() => {});
-      killing.round([]);
-      killing.close();
     }
   }
 

@@ -65,6 +65,10 @@ bool claim(std::atomic<uint64_t>& total, uint64_t most) {
 
 // Every process forks on, but all are children of the first one: one that is killed takes no
 // other with it, as in a real fork bomb, and still none outlives the first.
+//
+// A child born into a full memcg dies of SIGSEGV at once where the C library uses restartable
+// sequences (glibc from 2.35), as any program's child does there: the kernel writes to a page that
+// it would have to copy first. GLIBC_TUNABLES=glibc.pthread.rseq=0 lets all of them live and park.
 [[noreturn]] void multiply(const Options& options, std::atomic<uint64_t>& total, Kin kin) {
   while (claim(total, options.children)) {
     const pid_t pid = spawn(kin);

@@ -17,6 +17,8 @@ import type {
 } from './cgroup.js';
 
 const PAGE = 4096;
+/** Identities are never shared, whatever hierarchy they are of. */
+let nextInode = 1;
 
 /** Node's timers and performance.now(): for a simulation in real time. */
 export const wallClock: Clock = {
@@ -90,7 +92,7 @@ export class SimulatedMemcg {
   killDisabled: boolean;
   kills = 0;
   removed = false;
-  readonly inode: number;
+  readonly inode = nextInode++;
   readonly children = new Map<string, SimulatedMemcg>();
   readonly processes = new Set<SimulatedProcess>();
   readonly attributes = new Map<string, string>();
@@ -98,9 +100,7 @@ export class SimulatedMemcg {
   constructor(
     readonly name: string,
     readonly parent: SimulatedMemcg | null,
-    inode: number,
   ) {
-    this.inode = inode;
     // Inherited at mkdir, as in the kernel.
     this.killDisabled = parent?.killDisabled ?? false;
   }
@@ -149,31 +149,33 @@ export class SimulatedHierarchy implements Hierarchy {
   readonly #trees = new Map<SimulatedMemcg, Set<(change: TreeChange) => void>>();
   readonly #killings = new Set<SimulatedKilling>();
   readonly #processes = new Map<number, SimulatedProcess>();
-  #nextInode = 2;
   #nextPid = 100;
+  /** Memcgs, processes and killings that reprieve holds open, to find what it never closes. */
+  readonly held = new Set<object>();
 
   constructor(
     readonly clock: Clock,
     readonly misbehaviour: Misbehaviour = {},
   ) {
-    this.root = new SimulatedMemcg('', null, 1);
+    this.root = new SimulatedMemcg('', null);
   }
 
   // --- What a test or a demo does ---
 
-  /** Makes a memcg and those missing above it. */
+  /** Makes a memcg and those missing above it, or sets the limit of one that is there: a raised limit wakes waiters. */
   make(path: string, limit = Number.POSITIVE_INFINITY): SimulatedMemcg {
     let memcg = this.root;
     for (const name of path.split('/').filter((part) => part !== '')) {
       let child = memcg.children.get(name);
       if (child === undefined) {
-        child = new SimulatedMemcg(name, memcg, this.#nextInode++);
+        child = new SimulatedMemcg(name, memcg);
         memcg.children.set(name, child);
         this.#tell(memcg, { name, kind: 'created' });
       }
       memcg = child;
     }
     memcg.limit = limit;
+    this.#wake(memcg);
     return memcg;
   }
 
@@ -224,13 +226,19 @@ export class SimulatedHierarchy implements Hierarchy {
       const fits = Math.max(0, Math.floor(room / PAGE) * PAGE);
       process.anon += fits;
       need -= fits;
+      this.#signal(over); // whoever kills
       if (over.killDisabled || !this.#kernelKill(over)) {
         process.waiting = { over, bytes: need, sinceUs: this.clock.nowUs() };
-        this.#signal(over);
         return false;
       }
       if (process.gone || process.dying) return false;
     }
+  }
+
+  /** The process gives memory back. */
+  shrink(process: SimulatedProcess, bytes: number): void {
+    process.anon = Math.max(0, process.anon - bytes);
+    this.#wake(process.memcg);
   }
 
   /** The process ends by itself. */
@@ -296,13 +304,10 @@ export class SimulatedHierarchy implements Hierarchy {
       if (waiting === null || !(levels.has(waiting.over) || [...waiting.over.above()].includes(memcg))) continue;
       if (losable && this.misbehaviour.losesWaiter?.()) continue;
       const { sinceUs } = waiting;
-      process.waiting = null;
-      if (!this.grow(process, waiting.bytes)) {
-        const again = process.waiting as SimulatedProcess['waiting'];
-        if (again !== null) again.sinceUs = sinceUs; // one wait, as far as the process can tell
-      } else {
-        process.longestWaitUs = Math.max(process.longestWaitUs, this.clock.nowUs() - sinceUs);
-      }
+      this.#waited(process);
+      this.grow(process, waiting.bytes);
+      const again = process.waiting as SimulatedProcess['waiting'];
+      if (again !== null) again.sinceUs = sinceUs; // one wait, as far as the process can tell
     }
   }
 
@@ -330,32 +335,38 @@ export class SimulatedHierarchy implements Hierarchy {
   }
 
   #handle(memcg: SimulatedMemcg): SimulatedHandle {
-    return new SimulatedHandle(memcg, {
+    return new SimulatedHandle(memcg, this.held, {
       open: (child) => this.#handle(child),
-      waits: () =>
-        [...this.#processes.values()].some(({ waiting }) => waiting && [...memcg.above()].includes(waiting.over)),
+      waits: () => this.#waits(memcg),
       wake: () => this.#wake(memcg, false),
     });
   }
 
+  #waits(memcg: SimulatedMemcg): boolean {
+    const levels = [...memcg.above()];
+    return [...this.#processes.values()].some(({ waiting }) => waiting && levels.includes(waiting.over));
+  }
+
   openProcess(pid: number): Process | null {
     const process = this.#processes.get(pid);
-    return process === undefined ? null : new SimulatedProcessHandle(process);
+    return process === undefined ? null : new SimulatedProcessHandle(process, this.held);
   }
 
   listenOom(memcg: Memcg, signal: (atUs: number) => void): Listener {
-    const { target } = memcg as SimulatedHandle;
-    return addTo(this.#signals, target, signal);
+    const { there } = memcg as SimulatedHandle;
+    const listener = addTo(this.#signals, there, signal);
+    if (this.#waits(there)) this.#signal(there);
+    return listener;
   }
 
   listenTree(memcg: Memcg, change: (change: TreeChange) => void): Listener {
-    return addTo(this.#trees, (memcg as SimulatedHandle).target, change);
+    return addTo(this.#trees, (memcg as SimulatedHandle).there, change);
   }
 
   drainTree(): void {} // delivered at once
 
   listWaiters(memcg: Memcg, most: number): Waiter[] {
-    return [...(memcg as SimulatedHandle).target.processes]
+    return [...(memcg as SimulatedHandle).there.processes]
       .filter(({ waiting }) => waiting !== null)
       .slice(0, most)
       .map(({ pid, name }) => ({ pid, tid: pid, name }));
@@ -365,9 +376,13 @@ export class SimulatedHierarchy implements Hierarchy {
     const killing = new SimulatedKilling(
       (process) => this.kill(process),
       () => this.clock.after(0, exited),
-      () => this.#killings.delete(killing),
+      () => {
+        this.#killings.delete(killing);
+        this.held.delete(killing);
+      },
     );
     this.#killings.add(killing);
+    this.held.add(killing);
     return killing;
   }
 
@@ -391,29 +406,31 @@ class SimulatedHandle implements Memcg {
   readonly owner = 0;
 
   constructor(
-    readonly target: SimulatedMemcg,
+    private readonly target: SimulatedMemcg,
+    private readonly held: Set<object>,
     private readonly kernel: { open: (child: SimulatedMemcg) => Memcg; waits: () => boolean; wake: () => void },
   ) {
     this.path = target.path;
     this.inode = target.inode;
+    held.add(this);
   }
 
-  get #there(): SimulatedMemcg {
-    if (!this.target.removed) return this.target;
-    throw new ReprieveError('ERR_REPRIEVE_VANISHED', `The simulated memcg ${this.path} was removed`);
+  get there(): SimulatedMemcg {
+    if (!this.target.removed && this.held.has(this)) return this.target;
+    throw new ReprieveError('ERR_REPRIEVE_VANISHED', `The simulated memcg ${this.path} was removed, or closed here`);
   }
 
   oomState(): OomState {
-    const { killDisabled, kills } = this.#there;
+    const { killDisabled, kills } = this.there;
     return { killDisabled, kills, underOom: this.kernel.waits() };
   }
 
   usage(): number {
-    return this.#there.usage;
+    return this.there.usage;
   }
 
   limit(): number {
-    return this.#there.limit;
+    return this.there.limit;
   }
 
   isFull(slack: number): boolean {
@@ -421,37 +438,44 @@ class SimulatedHandle implements Memcg {
   }
 
   memory(): MemoryUse {
-    return this.#there.memory;
+    return this.there.memory;
   }
 
   setKillDisabled(disabled: boolean): void {
-    this.#there.killDisabled = disabled;
+    this.there.killDisabled = disabled;
     if (!disabled) this.kernel.wake();
   }
 
   attribute(name: string): string | null {
-    return this.#there.attributes.get(name) ?? null;
+    return this.there.attributes.get(name) ?? null;
   }
 
   children(): string[] {
-    return [...this.#there.children.keys()];
+    return [...this.there.children.keys()];
   }
 
   child(name: string): Memcg {
-    const child = this.#there.children.get(name);
+    const child = this.there.children.get(name);
     if (child !== undefined) return this.kernel.open(child);
     throw new ReprieveError('ERR_REPRIEVE_VANISHED', `The simulated memcg ${this.path}/${name} was removed`);
   }
 
   pids(): number[] {
-    return [...this.#there.processes].map(({ pid }) => pid);
+    return [...this.there.processes].map(({ pid }) => pid);
+  }
+
+  /** None once it is removed or closed: a killing passes over it. */
+  processes(): SimulatedProcess[] {
+    return this.held.has(this) ? [...this.target.processes] : [];
   }
 
   kernelReserve(): null {
     return null;
   }
 
-  close(): void {}
+  close(): void {
+    this.held.delete(this);
+  }
 }
 
 class SimulatedProcessHandle implements Process {
@@ -459,15 +483,19 @@ class SimulatedProcessHandle implements Process {
   readonly name: string;
   readonly started: number;
 
-  constructor(readonly target: SimulatedProcess) {
+  constructor(
+    readonly target: SimulatedProcess,
+    private readonly held: Set<object>,
+  ) {
     this.pid = target.pid;
     this.name = target.name;
     this.started = target.started;
+    held.add(this);
   }
 
   get #there(): SimulatedProcess {
-    if (!this.target.gone) return this.target;
-    throw new ReprieveError('ERR_REPRIEVE_VANISHED', `The simulated process ${this.pid} is gone`);
+    if (!this.target.gone && this.held.has(this)) return this.target;
+    throw new ReprieveError('ERR_REPRIEVE_VANISHED', `The simulated process ${this.pid} is gone, or closed here`);
   }
 
   memory(): MemoryUse {
@@ -482,7 +510,9 @@ class SimulatedProcessHandle implements Process {
     this.#there.scoreAdj = value;
   }
 
-  close(): void {}
+  close(): void {
+    this.held.delete(this);
+  }
 }
 
 class SimulatedKilling implements Killing {
@@ -502,7 +532,7 @@ class SimulatedKilling implements Killing {
   round(memcgs: readonly Memcg[]): number {
     let signalled = 0;
     for (const memcg of memcgs as readonly SimulatedHandle[]) {
-      for (const process of [...memcg.target.processes]) signalled += this.#signal(process);
+      for (const process of memcg.processes()) signalled += this.#signal(process);
     }
     return signalled;
   }

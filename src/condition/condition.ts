@@ -5,11 +5,10 @@
  * answers at once. Everything else is driven by `#check`, which looks at the memcg's state and goes on from there:
  * signals, exits and timers only say when to look.
  */
-import { randomUUID } from 'node:crypto';
 import type { KernelPreference } from '../action/kernel-preference.js';
 import { closeAll, type Hierarchy, type Killing, type Memcg, openDescendants } from '../cgroup/cgroup.js';
 import { isVanished, ReprieveError } from '../errors.js';
-import { checkDecision, type Decision, findVictim, type Policy } from '../policy/decision.js';
+import { checkDecision, type Decision, findVictim, type Policy, type PolicyContext } from '../policy/decision.js';
 import { explain, rankJobs } from '../policy/lowest-priority.js';
 import type { Outcome, Report, Victim } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
@@ -81,15 +80,17 @@ interface Dying {
 }
 
 const faultsAtKill = new Float64Array(2);
+let nextNumber = 1;
 
 /** An open (or ended) out-of-memory condition. */
 export class OomCondition {
-  readonly id = randomUUID();
+  /** Unique among the conditions of this machine. */
+  readonly id: string;
   readonly #setup: ConditionSetup;
   readonly #rungs: Rung[];
   readonly #openedUs: number;
   readonly #report: Report;
-  readonly #abort = new AbortController();
+  #abort: AbortController | null = null;
   readonly #closed: { promise: Promise<Report>; resolve: (report: Report) => void };
   readonly #killed = new Set<string>();
   readonly #timers = new Map<string, () => void>();
@@ -109,6 +110,7 @@ export class OomCondition {
 
   constructor(setup: ConditionSetup, atUs: number) {
     this.#setup = setup;
+    this.id = `${process.pid}-${Math.round(atUs)}-${nextNumber++}`;
     this.#openedUs = atUs;
     this.#stateSinceUs = atUs;
     const { policy, fallback } = setup.options;
@@ -153,6 +155,8 @@ export class OomCondition {
 
   /** Aborted when the condition ends. */
   get signal(): AbortSignal {
+    this.#abort ??= new AbortController();
+    if (!this.open) this.#abort.abort();
     return this.#abort.signal;
   }
 
@@ -344,10 +348,9 @@ export class OomCondition {
 
   /** Asks the rung whose turn it is. */
   #decide(): void {
-    this.#asked?.abort();
     this.#cancel('clear');
     this.#enter('deciding');
-    const question = ++this.#question;
+    const question = this.#nextQuestion();
     const rung = this.#rungs[this.#rung];
     if (rung === undefined || rung.decide === 'kernel') return this.#handOver('nothing else is left on the ladder');
     const { maxVictims, respondWithin } = this.#setup.options;
@@ -370,10 +373,9 @@ export class OomCondition {
       this.#report.snapshot = snapshot;
       this.#report.timings.snapshotUs = this.#sinceUs();
     }
-    this.#asked = new AbortController();
     let answer: Decision | PromiseLike<Decision>;
     try {
-      answer = rung.decide(snapshot, { signal: this.#asked.signal, reserve: this.#setup.reserve });
+      answer = rung.decide(snapshot, this.#context());
     } catch (error) {
       this.#step(`threw: ${messageOf(error)}`);
       return this.#nextRung();
@@ -388,6 +390,22 @@ export class OomCondition {
           this.#nextRung();
         }),
     );
+  }
+
+  /** Its signal is made when the policy asks for it: a quick one does not. */
+  #context(): PolicyContext {
+    const question = this.#question;
+    const ask = () => {
+      if (question !== this.#question) return AbortSignal.abort();
+      this.#asked ??= new AbortController();
+      return this.#asked.signal;
+    };
+    return {
+      reserve: this.#setup.reserve,
+      get signal() {
+        return ask();
+      },
+    };
   }
 
   #lateAnswer(question: number, run: () => void): void {
@@ -409,11 +427,18 @@ export class OomCondition {
     this.#carryOut(decision, snapshot);
   }
 
+  /** An answer to the question before is late from here on. */
+  #nextQuestion(): number {
+    this.#asked?.abort();
+    this.#asked = null;
+    return ++this.#question;
+  }
+
   #nextRung(): void {
     this.#cancel('respond');
     this.#cancel('clear');
     this.#cancel('wait');
-    this.#question++;
+    this.#nextQuestion();
     this.#waitedMs = 0;
     this.#rung++;
     // Out of the stack of whatever failed: a ladder of failing rungs must not nest.
@@ -658,8 +683,7 @@ export class OomCondition {
     if (this.#state === 'kernel' || this.#state === 'ended') return;
     const { owner, armed, preference, jobs, options } = this.#setup;
     for (const name of ['respond', 'clear', 'wait', 'next', 'handle']) this.#cancel(name);
-    this.#question++;
-    this.#asked?.abort();
+    this.#nextQuestion();
     this.#settle(false);
     this.#rung = this.#rungs.length - 1;
     if (!armed) {
@@ -729,7 +753,7 @@ export class OomCondition {
     this.#enter('ended');
     for (const cancel of this.#timers.values()) cancel();
     this.#timers.clear();
-    this.#asked?.abort();
+    this.#nextQuestion();
     for (const { killing, record, targets } of this.#dying) {
       record.pids = [...killing.pids];
       killing.close();
@@ -745,7 +769,7 @@ export class OomCondition {
     if (report.snapshot !== null) report.explanation = explain(report.snapshot);
     this.#noteKernelVictims();
     this.#setup.ended(this, report);
-    this.#abort.abort();
+    this.#abort?.abort();
     this.#closed.resolve(report);
   }
 
