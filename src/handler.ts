@@ -5,6 +5,7 @@ import { isAtOrBelow } from './cgroup/cgroup.js';
 import { findMemoryV1, readCgroupMounts } from './cgroup/mounts.js';
 import { HierarchyV1 } from './cgroup/v1.js';
 import { OomCondition } from './condition/condition.js';
+import { DRILL_LADDER, dryHierarchy, FIRST_RUNS, FIRST_SIGNALS, fullMemcg } from './condition/drill.js';
 import { parseLadder, type WatchDeadlines } from './condition/options.js';
 import { invalidOption, isVanished, ReprieveError } from './errors.js';
 import { native } from './native.js';
@@ -78,6 +79,9 @@ export interface Ground {
   leave: () => void;
 }
 
+/** A drill is not gone through again within this time for coming near to a limit. */
+const WARM_US = 20_000;
+
 const watchedInodes = new Set<number>();
 
 /** Handles out-of-memory conditions of memory cgroups. */
@@ -91,6 +95,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   readonly #onExit = () => this.#exit();
   #stopTick: (() => void) | null = null;
   #spurious = 0;
+  readonly #dry: Hierarchy;
+  #warmAtUs = Number.NEGATIVE_INFINITY;
+  #drilling: { armed: ArmedMemcg; done: () => void } | null = null;
   #closed = false;
 
   /**
@@ -113,6 +120,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   private constructor(ground: Ground) {
     super();
     this.#ground = ground;
+    this.#dry = dryHierarchy(ground.hierarchy);
     this.#account = new Account(ground.reserve.bytes);
     process.on('exit', this.#onExit);
   }
@@ -144,7 +152,11 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    * ERR_REPRIEVE_CLOSED; nothing is armed then.
    */
   watch(scope: string, options: WatchOptions = {}): PendingWatch {
-    const watch = (async () => this.#watch(scope, options))();
+    const watch = (async () => {
+      const armed = this.#watch(scope, options);
+      await this.#drill(armed);
+      return armed;
+    })();
     watch.catch(() => {}); // whoever only iterates gets it there
     return Object.assign(watch, {
       async *[Symbol.asyncIterator]() {
@@ -181,8 +193,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         recursive: options.recursive ?? false,
         options: ladder,
         rules,
-        readFaults: this.#ground.readFaults,
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
+        near: (watch) => this.#warmUp(watch),
         ended: (ended) => this.#ended(ended, memcg.inode),
         warn: (message) => this.#tell('warning', message),
       });
@@ -220,11 +232,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   // --- From signal to condition ---
 
   #signalled(armed: ArmedMemcg, atUs: number): void {
+    const drilled = this.#drilling;
     try {
       this.#ground.hierarchy.drainTree();
+      if (drilled?.armed === armed) this.#runDrill(armed, atUs);
       const owner = findOwner(armed.chain);
       if (owner === null) {
-        this.#spurious++;
+        if (drilled === null) this.#spurious++;
         return;
       }
       const open = this.#conditions.get(owner.inode);
@@ -233,10 +247,53 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     } catch (error) {
       if (isVanished(error)) for (const watch of this.#watches) watch.scopeIsThere();
       else this.#tell('warning', `a signal of ${armed.memcg.path}: ${(error as Error).message}`);
+    } finally {
+      if (drilled?.armed === armed) drilled.done();
     }
   }
 
-  #open(owner: Memcg, atUs: number): void {
+  /** Goes the way from event to kill without the deed, until it is compiled. */
+  async #drill(watch: Watch): Promise<void> {
+    const { self } = watch;
+    if (self === undefined) return;
+    for (let run = 0; run < FIRST_RUNS; run++) this.#runDrill(self, this.#ground.hierarchy.clock.nowUs());
+    for (let signal = 0; signal < FIRST_SIGNALS && watch.state === 'watching'; signal++) await this.#drillBySignal(self);
+  }
+
+  /** One run of the drill, by a signal of our own; whatever the kernel signalled meanwhile is looked at after it. */
+  #drillBySignal(armed: ArmedMemcg): Promise<void> {
+    const { promise, resolve } = withResolvers<void>();
+    const drilling = {
+      armed,
+      done: () => {
+        if (this.#drilling === drilling) this.#drilling = null;
+        resolve();
+      },
+    };
+    this.#drilling?.done();
+    this.#drilling = drilling;
+    armed.trigger();
+    return promise;
+  }
+
+  /** Most of the limit is used: whatever comes next finds everything in the caches. */
+  #warmUp({ self }: Watch): void {
+    const now = this.#ground.hierarchy.clock.nowUs();
+    if (self === undefined || now - this.#warmAtUs < WARM_US) return;
+    this.#warmAtUs = now;
+    try {
+      this.#runDrill(self, now);
+    } catch (error) {
+      if (!isVanished(error)) throw error; // its signal tells
+    }
+  }
+
+  #runDrill(armed: ArmedMemcg, atUs: number): void {
+    const owner = findOwner([...armed.chain.slice(0, -1), fullMemcg(armed.memcg)]);
+    if (owner !== null) this.#open(owner, atUs, true);
+  }
+
+  #open(owner: Memcg, atUs: number, drill = false): void {
     const own = this.#memberOf(owner.inode);
     const members = own === undefined ? this.#topmostBelow(owner.path) : [own];
     const [first] = members;
@@ -245,22 +302,27 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const { hierarchy, readFaults, reserve } = this.#ground;
     const condition: OomCondition = new OomCondition(
       {
-        hierarchy,
+        hierarchy: drill ? this.#dry : hierarchy,
         owner,
         armed: own !== undefined,
         scopes: members.map((member) => member.watch.scope),
         jobs: members.map((member) => member.watch.jobsOf(member.armed)),
-        options: watch.options,
+        options: drill ? DRILL_LADDER : watch.options,
         reserve: new ConditionReserve(new Account(reserve.bytes, this.#account), reserve.arena),
         preference: watch.preference,
         readFaults,
         deliver: (opened) => watch.deliver(opened),
         deathsNearby: () => this.#deathsNear(owner.path, condition),
-        ended: (ended, report) => this.#conditionEnded(ended, report, owner),
+        ended: (ended, report) => drill || this.#conditionEnded(ended, report, owner),
         alarm: (message) => this.#tell('alarm', message),
       },
       atUs,
     );
+    if (drill) {
+      condition.start();
+      condition.release('released');
+      return;
+    }
     this.#conditions.set(owner.inode, condition);
     this.#owners.set(condition, owner.path);
     condition.start();
@@ -320,7 +382,11 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#stopTick?.();
     this.#stopTick = this.#ground.hierarchy.clock.after(TICK_MS, () => {
       this.#stopTick = null;
-      for (const watch of this.#watches) watch.tick();
+      for (const watch of this.#watches) {
+        watch.tick();
+        // What is not used for a while is no longer in the caches, and V8 drops its compiled code.
+        if (watch.self !== undefined) void this.#drillBySignal(watch.self);
+      }
       if (this.#watches.size > 0) this.#tick();
     });
   }
@@ -409,4 +475,13 @@ function openGround(options: HandlerOptions): Ground {
     for (const step of undo.reverse()) step();
     throw error;
   }
+}
+
+/** Promise.withResolvers(), which Node 20 does not have. */
+function withResolvers<T>(): { promise: Promise<T>; resolve: (value: T) => void } {
+  let resolve: (value: T) => void = () => {};
+  const promise = new Promise<T>((done) => {
+    resolve = done;
+  });
+  return { promise, resolve };
 }

@@ -80,6 +80,8 @@ export interface EventSet {
   watchDirectory(directory: Directory): number;
   /** Events of watched directories that wait to be read; never blocks. */
   readDirectoryEvents(): DirectoryEvent[];
+  /** Makes the eventfd of a token ready, as the kernel does: for a drill. */
+  trigger(token: number): void;
   /** Forgets a token and closes what belongs to it. Unknown tokens are ignored. */
   remove(token: number): void;
   /** Number of descriptors in the set. */
@@ -133,7 +135,8 @@ export interface NativeBinding {
     ready: Int32Array,
     onReady: (count: number, atUs: number) => void,
   ) => EventSet;
-  Killer: new (events: EventSet) => Killer;
+  /** `dry` goes the same way, but sends signal 0: for a drill. */
+  Killer: new (events: EventSet, dry?: boolean) => Killer;
   Arena: new (bytes: number) => Arena;
   /** CLOCK_MONOTONIC in microseconds. */
   nowUs(): number;

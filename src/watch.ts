@@ -1,8 +1,7 @@
 import { KernelPreference } from './action/kernel-preference.js';
-import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
+import type { Hierarchy, Listener, Memcg } from './cgroup/cgroup.js';
 import { Subtree } from './cgroup/subtree.js';
 import type { OomCondition } from './condition/condition.js';
-import { drill } from './condition/drill.js';
 import type { LadderOptions } from './condition/options.js';
 import { isVanished, ReprieveError } from './errors.js';
 import { Jobs } from './snapshot/jobs.js';
@@ -26,9 +25,10 @@ export interface WatchSetup {
   recursive: boolean;
   options: LadderOptions;
   rules: JobRules;
-  readFaults: (out: Float64Array) => void;
   /** Called for each signal of an armed memcg. */
   signalled: (watch: Watch, armed: ArmedMemcg, atUs: number) => void;
+  /** The scope comes near to its limit. */
+  near: (watch: Watch) => void;
   /** Called once when the watch has ended by itself or by `close`. */
   ended: (watch: Watch) => void;
   warn: (message: string) => void;
@@ -40,6 +40,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   readonly #armed = new Map<number, ArmedMemcg>();
   readonly #jobs = new Map<number, Jobs>();
   readonly #subtree: Subtree;
+  #near: { listener: Listener; limit: number } | null = null;
   readonly preference: KernelPreference;
   readonly #queue: OomCondition[] = [];
   readonly #conditions = new Set<OomCondition>();
@@ -62,9 +63,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
       this.#arm(scope, above);
       if (setup.recursive) for (const memcg of this.#subtree.all()) this.#arm(memcg, this.#chainAbove(memcg));
-      const armed = this.#armed.get(scope.inode) as ArmedMemcg;
-      drill(hierarchy, armed.chain, this.jobsOf(armed), this.preference, setup.readFaults);
-      this.tick();
+      this.#listenNear();
+      this.preference.prepare([...this.#jobs.values()], new Set());
     } catch (error) {
       this.#disarm();
       throw error;
@@ -179,15 +179,30 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     }
   }
 
+  /** The armed scope itself; undefined once it is gone. */
+  get self(): ArmedMemcg | undefined {
+    return this.#armed.get(this.#setup.scope.inode);
+  }
+
   /** Once a second: arms again what the kernel has cleared, and prepares the kernel's choice for new processes. */
   tick(): void {
     try {
       for (const armed of this.#armed.values()) armed.rearm();
+      this.#listenNear();
       this.preference.prepare([...this.#jobs.values()], new Set());
     } catch (error) {
       if (isVanished(error)) this.scopeIsThere();
       else this.#setup.warn(`${this.scope}: ${(error as Error).message}`);
     }
+  }
+
+  /** The threshold stands at the limit of the time when it was set. */
+  #listenNear(): void {
+    const { hierarchy, scope, near } = this.#setup;
+    const limit = scope.limit();
+    if (this.#near?.limit === limit) return;
+    this.#near?.listener.close();
+    this.#near = { limit, listener: hierarchy.listenNear(scope, () => near(this)) };
   }
 
   // --- Conditions ---
@@ -243,6 +258,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   /** Puts everything back at once, without waiting: also for the exit of the process. */
   #disarm(): void {
+    this.#near?.listener.close();
     for (const armed of this.#armed.values()) armed.restore();
     // Memcgs made after the last look inherited our setting.
     this.#setup.hierarchy.drainTree();

@@ -74,7 +74,10 @@ Napi::Value DirectoryObject::openBeneath(const Napi::CallbackInfo& info) {
   }
   Instance& instance = Instance::of(env);
   instance.newDirectory = std::move(*opened);
-  return instance.directory.New({});
+  const Napi::Value object = instance.directory.New({});
+  // Still there if the constructor was not reached (the stack is full).
+  instance.newDirectory.reset();
+  return object;
 }
 
 Napi::Value DirectoryObject::subdirectories(const Napi::CallbackInfo& info) {
@@ -102,15 +105,18 @@ Napi::Value DirectoryObject::openFile(const Napi::CallbackInfo& info) {
     throwArgumentError(env, "mode", "'read', 'write' or 'readwrite'");
     return env.Undefined();
   }
-  auto file = reprieve::ControlFile::open(*directory, *name,
-                                          mode == "read" ? O_RDONLY : (mode == "write" ? O_WRONLY : O_RDWR));
+  auto file =
+      reprieve::ControlFile::open(*directory, *name, mode == "read" ? O_RDONLY : (mode == "write" ? O_WRONLY : O_RDWR));
   if (!file) {
     throwSystemError(env, file.error());
     return env.Undefined();
   }
   Instance& instance = Instance::of(env);
   instance.newControlFile = std::move(*file);
-  return instance.controlFile.New({});
+  const Napi::Value object = instance.controlFile.New({});
+  // Still there if the constructor was not reached (the stack is full).
+  instance.newControlFile.reset();
+  return object;
 }
 
 Napi::Value DirectoryObject::readFile(const Napi::CallbackInfo& info) {

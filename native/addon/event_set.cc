@@ -60,6 +60,7 @@ Napi::Function EventSetObject::define(Napi::Env env) {
                          InstanceMethod<&Self::addCgroupEvent>("addCgroupEvent"),
                          InstanceMethod<&Self::watchDirectory>("watchDirectory"),
                          InstanceMethod<&Self::readDirectoryEvents>("readDirectoryEvents"),
+                         InstanceMethod<&Self::trigger>("trigger"),
                          InstanceMethod<&Self::remove>("remove"),
                          InstanceMethod<&Self::ref>("ref"),
                          InstanceMethod<&Self::unref>("unref"),
@@ -190,15 +191,24 @@ Napi::Value EventSetObject::readDirectoryEvents(const Napi::CallbackInfo& info) 
   return array;
 }
 
-void EventSetObject::remove(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  const auto* set = use(env);
-  if (set == nullptr) return;
+std::optional<int32_t> EventSetObject::tokenArgument(const Napi::CallbackInfo& info) {
   constexpr int64_t kLeast = std::numeric_limits<int32_t>::min();
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  if (const auto token = integerArgument(info, 0, "token", kLeast, kMost)) {
-    (*set)->remove(static_cast<int32_t>(*token));
-  }
+  const auto token = integerArgument(info, 0, "token", kLeast, kMost);
+  if (!token) return std::nullopt;
+  return static_cast<int32_t>(*token);
+}
+
+void EventSetObject::trigger(const Napi::CallbackInfo& info) {
+  const auto* set = use(info.Env());
+  if (set == nullptr) return;
+  if (const auto token = tokenArgument(info)) (*set)->trigger(*token);
+}
+
+void EventSetObject::remove(const Napi::CallbackInfo& info) {
+  const auto* set = use(info.Env());
+  if (set == nullptr) return;
+  if (const auto token = tokenArgument(info)) (*set)->remove(*token);
 }
 
 Napi::Value EventSetObject::size(const Napi::CallbackInfo& info) {

@@ -29,6 +29,8 @@ class EventSetObject : public Napi::ObjectWrap<EventSetObject> {
   Napi::Value addCgroupEvent(const Napi::CallbackInfo& info);
   Napi::Value watchDirectory(const Napi::CallbackInfo& info);
   Napi::Value readDirectoryEvents(const Napi::CallbackInfo& info);
+  static std::optional<int32_t> tokenArgument(const Napi::CallbackInfo& info);
+  void trigger(const Napi::CallbackInfo& info);
   void remove(const Napi::CallbackInfo& info);
   Napi::Value size(const Napi::CallbackInfo& info);
   void ref(const Napi::CallbackInfo& info);

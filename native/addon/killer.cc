@@ -24,7 +24,8 @@ KillerObject::KillerObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   const auto* events = objectArgument<EventSetObject>(info.Env(), info[0], "events");
   if (events == nullptr) return;
   const auto* set = events->use(info.Env());
-  if (set != nullptr) killer_.emplace(*set);
+  const bool dry = info[1].IsBoolean() && info[1].As<Napi::Boolean>().Value();
+  if (set != nullptr) killer_.emplace(*set, dry ? 0 : SIGKILL);
 }
 
 bool KillerObject::usable(Napi::Env env) const {

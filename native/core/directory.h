@@ -57,8 +57,8 @@ class Directory {
 };
 
 /**
- * The way for kernels and sandboxes without openat2(2): walks the path component by component. What it checks can change
- * under it where others may write, which is why openat2 is preferred. Gives -1 and errno. Public for its test.
+ * The way for kernels and sandboxes without openat2(2): walks the path component by component. What it checks can
+ * change under it where others may write, which is why openat2 is preferred. Gives -1 and errno. Public for its test.
  */
 int openBeneathByWalk(int directory, const std::string& relative, int flags);
 

@@ -143,6 +143,12 @@ Result<std::vector<DirectoryEvent>> EventSet::readDirectoryEvents() {
   return events;
 }
 
+void EventSet::trigger(int32_t token) {
+  const auto eventfd = eventfds_.find(token);
+  // It cannot fail but by an overflow of the counter, and then the eventfd is ready already.
+  if (eventfd != eventfds_.end()) eventfd_write(eventfd->second.get(), 1);
+}
+
 void EventSet::remove(int32_t token) {
   if (const auto eventfd = eventfds_.find(token); eventfd != eventfds_.end()) {
     // Closing is enough unless a child that has not reached its exec yet holds a copy (epoll(7)).

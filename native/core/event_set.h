@@ -38,6 +38,8 @@ class EventSet {
   Result<int32_t> watchDirectory(const Directory& directory);
   /** What watched directories have to tell; never blocks. */
   Result<std::vector<DirectoryEvent>> readDirectoryEvents();
+  /** Makes the eventfd of a token ready, as the kernel does; other tokens are ignored. */
+  void trigger(int32_t token);
   /** Forgets an eventfd or a directory; other tokens are ignored. */
   void remove(int32_t token);
 

@@ -13,7 +13,8 @@ constexpr size_t kUsual = 64;
 
 }  // namespace
 
-Killer::Killer(std::shared_ptr<EventSet> events) : events_(std::move(events)), token_(events_->takeToken()) {
+Killer::Killer(std::shared_ptr<EventSet> events, int signal)
+    : events_(std::move(events)), signal_(signal), token_(events_->takeToken()) {
   members_.reserve(kUsual);
   found_.reserve(kUsual);
   listed_.reserve(kUsual);
@@ -89,7 +90,7 @@ Result<int> Killer::serve(const Directory& directory, const std::string& file) {
   int count = 0;
   for (Member& member : found_) {
     if (std::find(listed_.begin(), listed_.end(), member.pid) == listed_.end()) continue;
-    const int number = sendSignal(member.pidfd.get(), SIGKILL);
+    const int number = sendSignal(member.pidfd.get(), signal_);
     if (number == 0) {
       take(std::move(member));
       count++;
@@ -123,7 +124,7 @@ Result<int> Killer::signal(const Pidfd& process) {
   if (process.pid() == getpid() || known(process.pid())) return 0;
   Fd pidfd(fcntl(process.descriptor(), F_DUPFD_CLOEXEC, 0));
   if (!pidfd) return lastError("fcntl", "/proc/" + std::to_string(process.pid()));
-  auto sent = process.signal(SIGKILL);
+  auto sent = process.signal(signal_);
   if (!sent) return sent.error();
   if (!*sent) return 0;
   take({process.pid(), std::move(pidfd), false});

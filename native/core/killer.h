@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sys/types.h>
 
+#include <csignal>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -26,7 +27,8 @@ class Killer {
     int refused;
   };
 
-  explicit Killer(std::shared_ptr<EventSet> events);
+  /** `signal` is SIGKILL; 0 goes the same way without the deed (kill(2)), for a drill. */
+  explicit Killer(std::shared_ptr<EventSet> events, int signal = SIGKILL);
   Killer(const Killer&) = delete;
   Killer& operator=(const Killer&) = delete;
   ~Killer() { close(); }
@@ -64,6 +66,7 @@ class Killer {
   void take(Member member);
 
   std::shared_ptr<EventSet> events_;
+  int signal_;
   int32_t token_;
   int unreachable_ = 0;
   bool closed_ = false;

@@ -107,6 +107,11 @@ export interface Listener {
   close(): void;
 }
 
+export interface OomListener extends Listener {
+  /** Signals, as the kernel does: for a drill. */
+  trigger(): void;
+}
+
 /** One memory hierarchy and its processes. */
 export interface Hierarchy {
   readonly kind: 'v1' | 'simulated';
@@ -119,15 +124,20 @@ export interface Hierarchy {
   /** Null if the process is gone, or belongs to another pid namespace. */
   openProcess(pid: number): Process | null;
   /** Listens on `memory.oom_control`. `signal` gets the time of the wake-up, in the clock's microseconds. */
-  listenOom(memcg: Memcg, signal: (atUs: number) => void): Listener;
+  listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener;
+  /**
+   * Tells that the memcg comes near to its limit: its usage crossed most of the limit that it has now, or reclaim is in
+   * trouble. Only a hint: often it is not told.
+   */
+  listenNear(memcg: Memcg, near: () => void): Listener;
   /** Listens to memcgs made and removed directly below, and to changed attributes. */
   listenTree(memcg: Memcg, change: (change: TreeChange) => void): Listener;
   /** Delivers tree changes that wait to be read, now. */
   drainTree(): void;
   /** Threads directly in these memcgs that wait in the kernel for memory; at most `most`. Not for the way to a kill. */
   listWaiters(memcg: Memcg, most: number): Waiter[];
-  /** Starts a killing; `exited` is called when a signalled process is gone. */
-  startKilling(exited: () => void): Killing;
+  /** Starts a killing; `exited` is called when a signalled process is gone. A dry one sends signal 0: for a drill. */
+  startKilling(exited: () => void, dry?: boolean): Killing;
   /** Whether its signals keep the process running; they do not at first. */
   keepAlive(alive: boolean): void;
   close(): void;

@@ -10,6 +10,7 @@ import type {
   Listener,
   Memcg,
   MemoryUse,
+  OomListener,
   OomState,
   Process,
   TreeChange,
@@ -226,8 +227,9 @@ export class SimulatedHierarchy implements Hierarchy {
       const fits = Math.max(0, Math.floor(room / PAGE) * PAGE);
       process.anon += fits;
       need -= fits;
-      this.#signal(over); // whoever kills
-      if (over.killDisabled || !this.#kernelKill(over)) {
+      const killed = !over.killDisabled && this.#kernelKill(over);
+      if (killed || over.killDisabled) this.#signal(over);
+      if (!killed) {
         process.waiting = { over, bytes: need, sinceUs: this.clock.nowUs() };
         return false;
       }
@@ -352,11 +354,13 @@ export class SimulatedHierarchy implements Hierarchy {
     return process === undefined ? null : new SimulatedProcessHandle(process, this.held);
   }
 
-  listenOom(memcg: Memcg, signal: (atUs: number) => void): Listener {
-    const { there } = memcg as SimulatedHandle;
-    const listener = addTo(this.#signals, there, signal);
-    if (this.#waits(there)) this.#signal(there);
-    return listener;
+  listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener {
+    const { close } = addTo(this.#signals, (memcg as SimulatedHandle).there, signal);
+    return { close, trigger: () => void this.clock.after(0, () => signal(this.clock.nowUs())) };
+  }
+
+  listenNear(): Listener {
+    return { close() {} }; // only a hint, and the simulation has no caches to warm
   }
 
   listenTree(memcg: Memcg, change: (change: TreeChange) => void): Listener {
@@ -372,9 +376,9 @@ export class SimulatedHierarchy implements Hierarchy {
       .map(({ pid, name }) => ({ pid, tid: pid, name }));
   }
 
-  startKilling(exited: () => void): Killing {
+  startKilling(exited: () => void, dry = false): Killing {
     const killing = new SimulatedKilling(
-      (process) => this.kill(process),
+      (process) => dry || this.kill(process),
       () => this.clock.after(0, exited),
       () => {
         this.#killings.delete(killing);
@@ -520,7 +524,7 @@ class SimulatedKilling implements Killing {
   readonly unreachable = 0;
 
   constructor(
-    private readonly kill: (process: SimulatedProcess) => void,
+    private readonly kill: (process: SimulatedProcess) => unknown,
     private readonly tell: () => void,
     private readonly end: () => void,
   ) {}

@@ -2,16 +2,18 @@
 import { realClock } from '../clock.js';
 import { fromSystem, ReprieveError, type SystemError } from '../errors.js';
 import { type ControlFile, type Directory, type EventSet, type Killer, type NativeBinding, native } from '../native.js';
-import type {
-  Hierarchy,
-  Killing,
-  Listener,
-  Memcg,
-  MemoryUse,
-  OomState,
-  Process,
-  TreeChange,
-  Waiter,
+import {
+  closeAll,
+  type Hierarchy,
+  type Killing,
+  type Listener,
+  type Memcg,
+  type MemoryUse,
+  type OomListener,
+  type OomState,
+  type Process,
+  type TreeChange,
+  type Waiter,
 } from './cgroup.js';
 import { listWaiters, openProcess, type RealProcess } from './process.js';
 
@@ -19,6 +21,9 @@ import { listWaiters, openProcess, type RealProcess } from './process.js';
 const CGROUP_SUPER_MAGIC = 0x27e0eb;
 /** The kernel shows "no limit" as the largest multiple of a page in a signed 64 bit number. */
 const NO_LIMIT = 2 ** 62;
+
+/** The part of its limit at which a memcg is near to it. */
+const NEAR = 0.95;
 
 /** How many tokens one wake-up can carry; more come with the next turn of the loop. */
 const READY_CAPACITY = 1024;
@@ -205,23 +210,22 @@ export class HierarchyV1 implements Hierarchy {
     return openProcess(this.#native, pid);
   }
 
-  listenOom(memcg: Memcg, signal: (atUs: number) => void): Listener {
+  listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener {
     return this.#listen(memcg, 'memory.oom_control', '', signal);
   }
 
-  /**
-   * Fires when the usage crosses `bytes`, upwards or downwards (memory.rst, section 9). Works on the root memcg.
-   */
-  listenUsage(memcg: Memcg, bytes: number, signal: (atUs: number) => void): Listener {
-    return this.#listen(memcg, 'memory.usage_in_bytes', String(bytes), signal);
+  /** By a usage threshold (memory.rst, section 9) and by the highest pressure level (section 11). */
+  listenNear(memcg: Memcg, near: () => void): Listener {
+    const listeners = [this.#listen(memcg, 'memory.pressure_level', 'critical', near)];
+    const limit = memcg.limit();
+    if (Number.isFinite(limit)) {
+      const threshold = String(Math.round(limit * NEAR));
+      listeners.push(this.#listen(memcg, 'memory.usage_in_bytes', threshold, near));
+    }
+    return { close: () => closeAll(listeners) };
   }
 
-  /** Fires while the kernel has trouble to reclaim: how much of what it scans it cannot free (memory.rst, section 11). */
-  listenPressure(memcg: Memcg, level: 'low' | 'medium' | 'critical', signal: (atUs: number) => void): Listener {
-    return this.#listen(memcg, 'memory.pressure_level', level, signal);
-  }
-
-  #listen(memcg: Memcg, file: string, argument: string, signal: (atUs: number) => void): Listener {
+  #listen(memcg: Memcg, file: string, argument: string, signal: (atUs: number) => void): OomListener {
     let token: number;
     try {
       token = this.#events.addCgroupEvent((memcg as MemcgV1).directory, file, argument);
@@ -229,7 +233,7 @@ export class HierarchyV1 implements Hierarchy {
       throw fromMemcg(error, `registering for ${file} of memcg ${memcg.path}`);
     }
     this.#listeners.set(token, signal);
-    return { close: () => this.#forget(token) };
+    return { close: () => this.#forget(token), trigger: () => this.#events.trigger(token) };
   }
 
   listenTree(memcg: Memcg, change: (change: TreeChange) => void): Listener {
@@ -283,8 +287,8 @@ export class HierarchyV1 implements Hierarchy {
     return listWaiters(memcg.pids(), most);
   }
 
-  startKilling(exited: () => void): Killing {
-    const killer: Killer = new this.#native.Killer(this.#events);
+  startKilling(exited: () => void, dry = false): Killing {
+    const killer: Killer = new this.#native.Killer(this.#events, dry);
     this.#listeners.set(killer.token, exited);
     return {
       round(memcgs) {

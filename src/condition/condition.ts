@@ -61,7 +61,7 @@ export interface ConditionSetup {
   deliver: (condition: OomCondition) => void;
   /** True while a victim of a condition above or below is still dying. */
   deathsNearby: () => boolean;
-  ended: (condition: OomCondition, report: Report) => void;
+  ended: (condition: OomCondition, report: Report) => unknown;
   /** No task can be killed and no job may be: somebody must look. */
   alarm: (message: string) => void;
 }

@@ -1,4 +1,4 @@
-import type { Hierarchy, Listener, Memcg } from '../cgroup/cgroup.js';
+import type { Hierarchy, Memcg, OomListener } from '../cgroup/cgroup.js';
 import { isVanished } from '../errors.js';
 
 /**
@@ -10,7 +10,7 @@ export class ArmedMemcg {
   /** This memcg and those above it, topmost first, the root left out: whose out-of-memory it is, is read there. */
   readonly chain: readonly Memcg[];
   readonly #original: boolean;
-  readonly #listener: Listener;
+  readonly #listener: OomListener;
 
   /**
    * @param original what `oom_kill_disable` goes back to; by default what it is now
@@ -39,6 +39,11 @@ export class ArmedMemcg {
   /** What `oom_kill_disable` was. */
   get original(): boolean {
     return this.#original;
+  }
+
+  /** Signals ourselves: for a drill. */
+  trigger(): void {
+    this.#listener.trigger();
   }
 
   /** Switches the kernel's killer off again after a hand-over, once nobody waits. */

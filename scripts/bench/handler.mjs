@@ -1,0 +1,19 @@
+// The handler under test, in a process of its own: watches the memcg given and prints each report as a line of JSON.
+// Ends when its stdin does.
+import { lowestPriority, OomHandler } from '../../dist/index.js';
+
+const [path] = process.argv.slice(2);
+process.on('SIGINT', () => {}); // Ctrl-C reaches the whole process group; whoever started this ends it in order
+
+const handler = await OomHandler.open();
+handler.on('report', (report) => console.log(JSON.stringify(report)));
+handler.on('warning', (message) => console.error(`warning: ${message}`));
+handler.on('alarm', (message) => console.error(`alarm: ${message}`));
+await handler.watch(`memcg:${path}`, {
+  policy: lowestPriority,
+  jobs: { service: { priority: 90 }, leak: { priority: 10 } },
+});
+const { scheduling } = handler.capabilities;
+if (scheduling.used !== undefined) console.error(`scheduling: ${scheduling.used}`);
+process.stdin.resume().once('end', () => handler.close());
+console.log('ready');
