@@ -39,7 +39,7 @@ export interface ControlFile {
   readText(): string;
   /** The whole file as one decimal number. */
   readNumber(): number;
-  /** Fields of a flat keyed file ("key value" lines) into `out`; a key that is not there gives NaN. */
+  /** Fields of a flat keyed file ("key value" lines; "Key: value kB" gives bytes) into `out`; a missing key gives NaN. */
   readFields(keys: readonly string[], out: Float64Array): void;
   write(text: string): void;
   close(): void;

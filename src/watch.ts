@@ -64,7 +64,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       this.#arm(scope, above);
       if (setup.recursive) for (const memcg of this.#subtree.all()) this.#arm(memcg, this.#chainAbove(memcg));
       this.#listenNear();
-      this.preference.prepare([...this.#jobs.values()], new Set());
+      this.preference.prepare([...this.#jobs.values()], new Set(), 'later');
     } catch (error) {
       this.#disarm();
       throw error;
@@ -189,7 +189,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     try {
       for (const armed of this.#armed.values()) armed.rearm();
       this.#listenNear();
-      this.preference.prepare([...this.#jobs.values()], new Set());
+      this.preference.prepare([...this.#jobs.values()], new Set(), 'later');
     } catch (error) {
       if (isVanished(error)) this.scopeIsThere();
       else this.#setup.warn(`${this.scope}: ${(error as Error).message}`);

@@ -41,6 +41,9 @@ double parseNumber(std::string_view text) {
   return negative ? -static_cast<double>(value) : static_cast<double>(value);
 }
 
+/** Unit of sizes in /proc/PID/status, which means KiB (proc_pid_status(5)). */
+constexpr std::string_view kKilobytes = " kB";
+
 void parseFields(std::string_view text, std::span<const std::string_view> keys, std::span<double> out) {
   std::fill(out.begin(), out.end(), std::numeric_limits<double>::quiet_NaN());
   const size_t wanted = std::min(keys.size(), out.size());
@@ -48,12 +51,14 @@ void parseFields(std::string_view text, std::span<const std::string_view> keys, 
   while (!text.empty() && missing > 0) {
     const std::string_view line = text.substr(0, text.find('\n'));
     text.remove_prefix(std::min(line.size() + 1, text.size()));
-    const size_t blank = line.find(' ');
+    const size_t blank = line.find_first_of(" \t");
     if (blank == std::string_view::npos) continue;
     const std::string_view key = line.substr(0, blank);
+    const bool kilobytes = line.ends_with(kKilobytes);
+    const std::string_view value = line.substr(blank + 1, line.size() - blank - 1 - (kilobytes ? kKilobytes.size() : 0));
     for (size_t i = 0; i < wanted; i++) {
       if (keys[i] != key || !std::isnan(out[i])) continue;
-      out[i] = parseNumber(line.substr(blank + 1));
+      out[i] = parseNumber(value) * (kilobytes ? 1024 : 1);
       missing--;
     }
   }
@@ -92,10 +97,12 @@ Result<void> ControlFile::readFields(std::span<const std::string_view> keys, std
 }
 
 Result<void> ControlFile::write(std::string_view text) const {
-  // Control files take each write(2) as one command, so a rest must not be sent as another.
-  const ssize_t written = pwrite(fd_.get(), text.data(), text.size(), 0);
-  if (written < 0) return lastError("pwrite", path_);
-  if (static_cast<size_t>(written) != text.size()) return Error{EIO, "pwrite", path_};
+  // Control files take each write as one command, so a rest must not be sent as another.
+  ssize_t written = pwrite(fd_.get(), text.data(), text.size(), 0);
+  // seq_open() in fs/seq_file.c allows no pwrite; cgroup files allow it again, those in /proc (PSI's) do not.
+  if (written < 0 && errno == ESPIPE) written = ::write(fd_.get(), text.data(), text.size());
+  if (written < 0) return lastError("write", path_);
+  if (static_cast<size_t>(written) != text.size()) return Error{EIO, "write", path_};
   return {};
 }
 

@@ -24,7 +24,10 @@ std::optional<std::string_view> readWhole(int fd, ReadBuffer& buffer);
 /** A decimal integer, or "max" (cgroup v2) as infinity; blanks around it are ignored. NaN for anything else. */
 double parseNumber(std::string_view text);
 
-/** Values of a flat keyed text ("key value" lines); the first line of a key counts, a key that is missing gives NaN. */
+/**
+ * Values of a flat keyed text ("key value" lines, as in memory.stat; "Key:\tvalue kB", as in /proc/PID/status, gives
+ * bytes); the first line of a key counts, a key that is missing gives NaN.
+ */
 void parseFields(std::string_view text, std::span<const std::string_view> keys, std::span<double> out);
 
 /** A control file that stays open. Beware of v1's cgroup.procs and tasks: kept open, their list is a stale copy. */

@@ -36,6 +36,12 @@ TEST_CASE("parseFields") {
     parseFields("anon\n\nanon 1 2\nfile -\n \n\nx", keys, out);
     for (const double value : out) CHECK(std::isnan(value));
   }
+  SUBCASE("kB are bytes in thousands of 1024, after tabs and blanks") {
+    const std::array<std::string_view, 3> status{"RssAnon:", "VmSwap:", "Threads:"};
+    std::array<double, 3> values{};
+    parseFields("Name:\tx\nRssAnon:\t     123 kB\nVmSwap:\t0 kB\nThreads:\t4\n", status, values);
+    CHECK(values == std::array<double, 3>{123 * 1024, 0, 4});
+  }
   SUBCASE("the last line needs no end") {
     parseFields("x 1\nfile 7", keys, out);
     CHECK(out[1] == 7);
@@ -88,6 +94,20 @@ TEST_CASE_FIXTURE(NoLeaks, "ControlFile reads files of any length") {
   }
 }
 
+TEST_CASE_FIXTURE(NoLeaks, "ControlFile writes files of /proc that know no offset") {
+  auto self = Directory::open("/proc/self");
+  REQUIRE(self);
+  auto name = ControlFile::open(*self, "comm", O_RDWR);
+  REQUIRE(name);
+  ReadBuffer buffer;
+  const std::string before(*name->read(buffer));
+  for (const char* text : {"first", "second"}) {
+    REQUIRE(name->write(text));
+    CHECK(*name->read(buffer) == std::string(text) + '\n');
+  }
+  REQUIRE(name->write(before.substr(0, before.size() - 1)));
+}
+
 TEST_CASE_FIXTURE(NoLeaks, "ControlFile says what failed") {
   const TemporaryDirectory temporary;
   temporary.write("file", "text\n");
@@ -104,7 +124,7 @@ TEST_CASE_FIXTURE(NoLeaks, "ControlFile says what failed") {
   auto written = file->write("1");
   REQUIRE_FALSE(written);
   CHECK(written.error().number == EBADF);
-  CHECK(std::string(written.error().syscall) == "pwrite");
+  CHECK(std::string(written.error().syscall) == "write");
   auto writeOnly = ControlFile::open(directory, "file", O_WRONLY);
   REQUIRE(writeOnly);
   ReadBuffer buffer;

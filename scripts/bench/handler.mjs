@@ -6,14 +6,17 @@ const [path] = process.argv.slice(2);
 process.on('SIGINT', () => {}); // Ctrl-C reaches the whole process group; whoever started this ends it in order
 
 const handler = await OomHandler.open();
+const { scheduling } = handler.capabilities;
+if (scheduling?.got !== 'realtime') {
+  await handler.close();
+  throw new Error(`no comparison without real-time scheduling: ${scheduling?.whyNot}`);
+}
 handler.on('report', (report) => console.log(JSON.stringify(report)));
-handler.on('warning', (message) => console.error(`warning: ${message}`));
-handler.on('alarm', (message) => console.error(`alarm: ${message}`));
+handler.on('warning', (message) => console.error(`reprieve warns: ${message}`));
+handler.on('alarm', (message) => console.error(`reprieve's alarm: ${message}`));
+process.stdin.resume().once('end', () => handler.close());
 await handler.watch(`memcg:${path}`, {
   policy: lowestPriority,
   jobs: { service: { priority: 90 }, leak: { priority: 10 } },
 });
-const { scheduling } = handler.capabilities;
-if (scheduling.used !== undefined) console.error(`scheduling: ${scheduling.used}`);
-process.stdin.resume().once('end', () => handler.close());
 console.log('ready');

@@ -7,7 +7,7 @@ export interface RealProcess extends Process {
   readonly pidfd: Pidfd;
 }
 
-/** Fields of /proc/PID/status (proc_pid_status(5)), in KiB. Reading them never waits for the process's memory. */
+/** Fields of /proc/PID/status (proc_pid_status(5)). Reading them never waits for the process's memory. */
 const STATUS_KEYS = ['RssAnon:', 'VmSwap:', 'RssShmem:', 'RssFile:'] as const;
 const statusFields = new Float64Array(STATUS_KEYS.length);
 
@@ -48,8 +48,8 @@ class OpenProcess implements RealProcess {
     return this.#doing('reading the memory', () => {
       this.#status ??= this.directory.openFile('status', 'read');
       this.#status.readFields(STATUS_KEYS, statusFields);
-      const kib = (index: number) => (statusFields[index] || 0) * 1024;
-      return { anon: kib(0), swap: kib(1), shmem: kib(2), file: kib(3) };
+      const [anon, swap, shmem, file] = statusFields;
+      return { anon: anon || 0, swap: swap || 0, shmem: shmem || 0, file: file || 0 };
     });
   }
 

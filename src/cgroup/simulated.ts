@@ -355,8 +355,12 @@ export class SimulatedHierarchy implements Hierarchy {
   }
 
   listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener {
-    const { close } = addTo(this.#signals, (memcg as SimulatedHandle).there, signal);
-    return { close, trigger: () => void this.clock.after(0, () => signal(this.clock.nowUs())) };
+    const { there } = memcg as SimulatedHandle;
+    const { close } = addTo(this.#signals, there, signal);
+    if (this.#waits(there)) this.#signal(there);
+    const isOpen = () => this.#signals.get(there)?.has(signal);
+    // Not by the clock: whoever waits for a drill need not let time go by.
+    return { close, trigger: () => void setImmediate(() => isOpen() && signal(this.clock.nowUs())) };
   }
 
   listenNear(): Listener {

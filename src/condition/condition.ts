@@ -26,6 +26,8 @@ const GRACE_US = 5_000;
 const LOST_US = 20_000;
 /** A victim that still lives after this long is helped by process_mrelease(2). */
 const SLOW_DEATH_US = 50_000;
+/** A process that the kernel killed is gone within this time after the memory came back, or is not waited for. */
+const GONE_US = 200_000;
 /** How long one turn of the event loop may go on killing what a victim forks. */
 const ROUNDS_US = 2_000;
 /** Longest pause between two looks while nothing is signalled, in milliseconds. */
@@ -518,7 +520,7 @@ export class OomCondition {
     this.#enter('acting');
     // From here on nobody waits for us: the victim is dying.
     record.because = decision.because;
-    this.#step(`kills ${job.name} (${signalled} process${signalled === 1 ? '' : 'es'}): ${record.because}`, killedUs);
+    this.#step(`kills ${job.name} (${count(signalled)}): ${record.because}`, killedUs);
     this.#after('clear', options.clearWithin, () => {
       this.#step(
         this.dying
@@ -637,6 +639,10 @@ export class OomCondition {
     if (!owner.oomState().underOom) {
       this.#quietSinceUs ??= now;
       if (now - this.#quietSinceUs < SETTLE_US || this.dying) return this.#look();
+      // The kernel's victim gives its memory back before it is gone.
+      if (this.#state === 'kernel' && now - this.#quietSinceUs < GONE_US && this.#kernelVictims().length === 0) {
+        return this.#look();
+      }
       this.#report.timings.clearedUs = this.#quietSinceUs - this.#openedUs;
       this.#step('nobody waits any more', this.#report.timings.clearedUs);
       return this.#end(this.#state === 'kernel' ? 'kernel' : 'cleared');
@@ -690,7 +696,7 @@ export class OomCondition {
       this.#step(`${why}; ${owner.path} lies above what is watched and is left to its owner`);
       return this.#end('left');
     }
-    preference.prepare(jobs, this.#killed);
+    preference.prepare(jobs, this.#killed, 'now');
     if (!this.#killableTasks(true) && !this.#killUnprotected(why)) return;
     this.#noteWaiters();
     this.#pidsBeforeKernel = new Map(jobs.flatMap((group) => group.live().map((job) => [job.name, pidsOf(job)])));
@@ -767,22 +773,26 @@ export class OomCondition {
     report.timings.endedUs = this.#sinceUs();
     report.openedAt ||= new Date().toISOString();
     if (report.snapshot !== null) report.explanation = explain(report.snapshot);
-    this.#noteKernelVictims();
+    this.#report.kernelVictims = outcome === 'vanished' ? [] : this.#kernelVictims();
+    for (const { job, pids } of this.#report.kernelVictims) this.#step(`the kernel killed ${count(pids.length)} of ${job}`);
     this.#setup.ended(this, report);
     this.#abort?.abort();
     this.#closed.resolve(report);
   }
 
-  #noteKernelVictims(): void {
-    for (const [job, before] of this.#pidsBeforeKernel ?? []) {
-      const live = this.#setup.jobs.flatMap((group) => group.live()).find(({ name }) => name === job);
-      const after = new Set(live === undefined ? [] : pidsOf(live));
+  /** Processes that are gone since the hand-over, by job. */
+  #kernelVictims(): { job: string; pids: number[] }[] {
+    const live = this.#setup.jobs.flatMap((group) => group.live());
+    return [...(this.#pidsBeforeKernel ?? [])].flatMap(([job, before]) => {
+      const after = new Set(live.filter(({ name }) => name === job).flatMap(pidsOf));
       const pids = before.filter((pid) => !after.has(pid));
-      if (pids.length === 0) continue;
-      this.#report.kernelVictims.push({ job, pids });
-      this.#step(`the kernel killed ${pids.length} process${pids.length === 1 ? '' : 'es'} of ${job}`);
-    }
+      return pids.length > 0 ? [{ job, pids }] : [];
+    });
   }
+}
+
+function count(processes: number): string {
+  return processes === 1 ? '1 process' : `${processes} processes`;
 }
 
 function isPromise<T>(value: T | PromiseLike<T>): value is PromiseLike<T> {

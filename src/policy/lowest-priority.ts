@@ -51,9 +51,19 @@ export function rankJobs(jobs: readonly Job[]): Job[] {
   return jobs.filter(isCandidate).sort(compareJobs);
 }
 
-/** Those that would die before all others whatever their size: the candidates of the first one's class and priority. */
-export function firstTier(jobs: readonly Job[]): Job[] {
-  const ranked = rankJobs(jobs);
+/**
+ * Those that go before all others whatever their size: of the first one's class and priority.
+ * @param when 'now': among the candidates. 'later', or without any: a job that holds next to nothing counts as well, as
+ * it may be the one that grows; not so one that holds tmpfs or page cache.
+ */
+export function firstTier(jobs: readonly Job[], when: 'now' | 'later'): Job[] {
+  let ranked = when === 'now' ? rankJobs(jobs) : [];
+  if (ranked.length === 0) {
+    ranked = jobs
+      .filter((job) => isCandidate(job) || (!job.protected && !job.killed && job.shmem + job.file < WORTH_KILLING))
+      .map((job) => ({ ...job, anon: Math.max(job.anon, 1) }))
+      .sort(compareJobs);
+  }
   const [first] = ranked;
   if (first === undefined) return [];
   return ranked.filter(

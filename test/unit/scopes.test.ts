@@ -100,6 +100,30 @@ test('a signal that finds nothing to handle is counted', async () => {
   expect(reports).toEqual([]);
 });
 
+describe('the drill', () => {
+  test('is silent: no alarm, no report, where nobody may be killed', async () => {
+    const { clock, hierarchy, handler, job, alarms, reports } = simulateTest();
+    hierarchy.make('/jobs', 64 * MiB);
+    job('/jobs/web', 20, -1000);
+    await handler.watch('memcg:/jobs', { ...options, jobs: { web: { protected: true } } });
+    await clock.advance(5_000);
+    expect([alarms, reports]).toEqual([[], []]);
+  });
+
+  test('does not hand a watched parent over that is out of memory meanwhile', async () => {
+    const { clock, hierarchy, handler, job, close } = simulateTest();
+    hierarchy.make('/top', 64 * MiB);
+    const web = job('/top/web', 60);
+    const settings = { policy: never, respondWithin: 10_000, jobs: { '*': { protected: true } } };
+    await handler.watch('memcg:/top', settings);
+    await handler.watch('memcg:/top/web', settings);
+    hierarchy.grow(web, 10 * MiB);
+    await clock.advance(5_000);
+    expect([web.gone, disabledIn(hierarchy.root)]).toEqual([false, ['/top', '/top/web']]);
+    await close();
+  });
+});
+
 test("a parent's OOM that five watched children see is one condition with one victim", async () => {
   const { clock, hierarchy, handler, job, reports } = simulateTest();
   hierarchy.make('/top', 64 * MiB);
@@ -221,6 +245,7 @@ describe('recursive', () => {
     x.dyingMs = 50;
     await handler.watch('memcg:/jobs', { ...options, recursive: true });
     hierarchy.grow(x, 10 * MiB);
+    await clock.advance(10);
     hierarchy.grow(other, 10 * MiB);
     await clock.advance(1_000);
     expect([x.gone, other.gone]).toEqual([true, false]);
@@ -233,7 +258,6 @@ describe('recursive', () => {
     hierarchy.make('/jobs/web');
     await handler.watch('memcg:/jobs/web', options);
     await handler.watch('memcg:/jobs', { ...options, recursive: true }).catch(() => {});
-    await turn(hierarchy.clock as VirtualClock);
     // The end of the test finds a memcg that is left disabled.
   });
 });
@@ -285,6 +309,32 @@ describe('the end', () => {
     await clock.advance(20);
     await closing;
     expect(closed).toBe(true);
+  });
+
+  test('a tick that falls into the end arms nothing again', async () => {
+    const { clock, hierarchy, watch, web } = await open();
+    web.scoreAdj = -1000;
+    await clock.advance(996);
+    const closing = watch.close();
+    await clock.advance(1);
+    hierarchy.exit(web);
+    await clock.advance(10);
+    await closing;
+    expect(disabledIn(hierarchy.root)).toEqual([]);
+  });
+
+  test('a watch that is closed while it is set up', async () => {
+    const { clock, hierarchy, handler } = simulateTest();
+    hierarchy.make('/jobs');
+    const pending = handler.watch('memcg:/jobs', options);
+    handler.watches[0]?.close();
+    let settled = false;
+    const settle = () => {
+      settled = true;
+    };
+    pending.then(settle, settle);
+    await clock.advance(2_000);
+    expect(settled).toBe(true);
   });
 
   test('its signal is aborted', async () => {
@@ -350,7 +400,7 @@ describe('the iterator style', () => {
     const batch = job('/jobs/batch', 40);
     const pending = handler.watch('memcg:/jobs', { jobs: { web: { protected: true } }, ...settings });
     const taken = collect(pending);
-    await turn(clock);
+    await pending;
     hierarchy.grow(web, 10 * MiB);
     await turn(clock);
     const [condition] = taken;
@@ -449,13 +499,14 @@ describe('the iterator style', () => {
       return job(`/jobs/${name}/x`, 30);
     });
     const owners: string[] = [];
+    const pending = handler.watch('memcg:/jobs', { recursive: true });
     void (async () => {
-      for await (const condition of handler.watch('memcg:/jobs', { recursive: true })) {
+      for await (const condition of pending) {
         owners.push(condition.owner);
         await condition.kill(lowestPriority(await condition.snapshot()).victim);
       }
     })();
-    await turn(clock);
+    await pending;
     for (const pod of pods) hierarchy.grow(pod, 10 * MiB);
     await clock.advance(100);
     expect(owners).toEqual(['/jobs/one', '/jobs/two']);
@@ -478,10 +529,11 @@ describe('the iterator style', () => {
     const { clock, hierarchy, handler, job, outcomes } = simulateTest();
     hierarchy.make('/jobs', 64 * MiB);
     const web = job('/jobs/web', 60);
+    const pending = handler.watch('memcg:/jobs');
     const loop = (async () => {
-      for await (const _ of handler.watch('memcg:/jobs')) break;
+      for await (const _ of pending) break;
     })();
-    await turn(clock);
+    await pending;
     hierarchy.grow(web, 10 * MiB);
     await clock.advance(100);
     await loop;
