@@ -257,7 +257,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const { self } = watch;
     if (self === undefined) return;
     for (let run = 0; run < FIRST_RUNS; run++) this.#runDrill(self, this.#ground.hierarchy.clock.nowUs());
-    for (let signal = 0; signal < FIRST_SIGNALS && watch.state === 'watching'; signal++) await this.#drillBySignal(self);
+    for (let signal = 0; signal < FIRST_SIGNALS && watch.state === 'watching'; signal++)
+      await this.#drillBySignal(self);
   }
 
   /** One run of the drill, by a signal of our own; whatever the kernel signalled meanwhile is looked at after it. */

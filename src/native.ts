@@ -136,7 +136,10 @@ export interface NativeBinding {
     onReady: (count: number, atUs: number) => void,
   ) => EventSet;
   /** `dry` goes the same way, but sends signal 0: for a drill. */
-  Killer: new (events: EventSet, dry?: boolean) => Killer;
+  Killer: new (
+    events: EventSet,
+    dry?: boolean,
+  ) => Killer;
   Arena: new (bytes: number) => Arena;
   /** CLOCK_MONOTONIC in microseconds. */
   nowUs(): number;

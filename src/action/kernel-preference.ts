@@ -33,7 +33,12 @@ export class KernelPreference {
   /** Raises the jobs that rank first now, and puts back those that do not any more. */
   prepare(groups: readonly Jobs[], killed: ReadonlySet<string>, when: 'now' | 'later'): void {
     const live = new Map(groups.flatMap((jobs) => jobs.live().map((job) => [identityOf(job), job] as const)));
-    const first = new Set(firstTier(groups.flatMap((jobs) => jobs.sample(killed)), when).map(identityOf));
+    const first = new Set(
+      firstTier(
+        groups.flatMap((jobs) => jobs.sample(killed)),
+        when,
+      ).map(identityOf),
+    );
     for (const [identity, raised] of this.#raised) if (!first.has(identity)) this.#restore(identity, raised);
     for (const identity of first) {
       const job = live.get(identity);

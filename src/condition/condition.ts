@@ -774,7 +774,8 @@ export class OomCondition {
     report.openedAt ||= new Date().toISOString();
     if (report.snapshot !== null) report.explanation = explain(report.snapshot);
     this.#report.kernelVictims = outcome === 'vanished' ? [] : this.#kernelVictims();
-    for (const { job, pids } of this.#report.kernelVictims) this.#step(`the kernel killed ${count(pids.length)} of ${job}`);
+    for (const { job, pids } of this.#report.kernelVictims)
+      this.#step(`the kernel killed ${count(pids.length)} of ${job}`);
     this.#setup.ended(this, report);
     this.#abort?.abort();
     this.#closed.resolve(report);

@@ -110,7 +110,7 @@ describeHost("handing over to the kernel's own killer", () => {
     const host = newHost();
     host.make('', 96 * MiB);
     for (const name of ['a', 'b', 'c', 'leak']) host.make(name);
-    for (const name of ['a', 'b', 'c']) await host.start(name, 'hold --bytes 4MiB');
+    for (const name of ['a', 'b', 'c']) await host.start(name, 'hold --bytes 64KiB'); // so little that the leak has it at once
     const leak = await host.start('leak', 'leak --every 0', { gate: true });
     const unlucky: Policy = ({ jobs }) => {
       const victim = jobs.find(({ name, killed }) => name !== 'leak' && !killed);

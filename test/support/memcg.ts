@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, describe } from 'vitest';
 import { findMemoryV1, readCgroupMounts } from '../../src/cgroup/mounts.js';
-import { OomHandler, type HandlerOptions, type Report, type WatchOptions } from '../../src/index.js';
+import { type HandlerOptions, OomHandler, type Report, type WatchOptions } from '../../src/index.js';
 import { workloadPath } from '../../src/native.js';
 
 export const MiB = 2 ** 20;
@@ -184,7 +184,9 @@ export class Host {
   async #remove(directory: string): Promise<void> {
     let names: string[];
     try {
-      names = readdirSync(directory, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? [entry.name] : []));
+      names = readdirSync(directory, { withFileTypes: true }).flatMap((entry) =>
+        entry.isDirectory() ? [entry.name] : [],
+      );
     } catch {
       return; // never made, or removed by the test
     }

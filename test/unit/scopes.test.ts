@@ -312,7 +312,7 @@ describe('the end', () => {
   });
 
   test('a tick that falls into the end arms nothing again', async () => {
-    const { clock, hierarchy, watch, web } = await open();
+    const { clock, hierarchy, watch, web } = await open({ policy: never, respondWithin: 5_000 });
     web.scoreAdj = -1000;
     await clock.advance(996);
     const closing = watch.close();
@@ -537,6 +537,7 @@ describe('the iterator style', () => {
     hierarchy.grow(web, 10 * MiB);
     await clock.advance(100);
     await loop;
+    await turn(clock);
     expect([handler.watches, outcomes(), disabledIn(hierarchy.root)]).toEqual([[], ['released'], []]);
   });
 
