@@ -4,7 +4,7 @@ import { constants as os } from 'node:os';
 import { type CgroupMount, findMemoryV1, readCgroupMounts } from './cgroup/mounts.js';
 import type { SystemError } from './errors.js';
 import { native } from './native.js';
-import type { Hardening, Scheduling } from './self/hardening.js';
+import type { Hardening } from './self/hardening.js';
 
 /** Capabilities of capabilities(7) that matter here, with their bit. */
 const CAPABILITY_BITS = {
@@ -47,8 +47,6 @@ export interface Capabilities {
   /** Where the handler sits, and why not in a memcg of its own. */
   ownMemcg: { path: string | undefined; whyNot: string | null };
 }
-
-export type { Scheduling };
 
 /** Looks at this machine. Nothing is changed; the addon must be there. */
 export function probeCapabilities(): Capabilities {

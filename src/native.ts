@@ -56,7 +56,7 @@ export interface Pidfd {
 }
 
 /** What happened to one directory that is listened to (inotify(7)). */
-export interface DirectoryEvent {
+interface DirectoryEvent {
   /** The token that `watchDirectory` gave; -1 with `overflow`. */
   token: number;
   /** Name of the entry below; empty when the directory itself is meant. */

@@ -4,6 +4,14 @@
 // the price of what it does more.
 //
 // It stands outside the memcg it watches. All times are CLOCK_MONOTONIC in microseconds.
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cinttypes>
 #include <climits>
@@ -14,14 +22,6 @@
 #include <cstring>
 #include <ctime>
 #include <initializer_list>
-
-#include <fcntl.h>
-#include <poll.h>
-#include <sched.h>
-#include <sys/eventfd.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 namespace {
 
@@ -124,9 +124,8 @@ void awaitDeath(size_t count) {
 }
 
 void report(uint64_t woken, uint64_t killed, uint64_t dead, size_t count) {
-  printf("{\"wokenAtUs\":%" PRIu64 ",\"killedAtUs\":%" PRIu64 ",\"deadAtUs\":%" PRIu64
-         ",\"pids\":[",
-         woken, killed, dead);
+  printf("{\"wokenAtUs\":%" PRIu64 ",\"killedAtUs\":%" PRIu64 ",\"deadAtUs\":%" PRIu64 ",\"pids\":[", woken, killed,
+         dead);
   for (size_t i = 0; i < count; ++i) printf("%s%d", i > 0 ? "," : "", pids[i]);
   printf("]}\n");
   fflush(stdout);
@@ -145,17 +144,21 @@ int main(int argc, char** argv) {
   bool once = false;
   bool realtime = false;
   for (int i = 1; i < argc; ++i) {
-    if (strcmp(argv[i], "--once") == 0) once = true;
-    else if (strcmp(argv[i], "--realtime") == 0) realtime = true;
-    else if (strcmp(argv[i], "--memcg") == 0 && i + 1 < argc) memcg = argv[++i];
-    else if (strcmp(argv[i], "--victim") == 0 && i + 1 < argc) victim = argv[++i];
-    else return usage();
+    if (strcmp(argv[i], "--once") == 0)
+      once = true;
+    else if (strcmp(argv[i], "--realtime") == 0)
+      realtime = true;
+    else if (strcmp(argv[i], "--memcg") == 0 && i + 1 < argc)
+      memcg = argv[++i];
+    else if (strcmp(argv[i], "--victim") == 0 && i + 1 < argc)
+      victim = argv[++i];
+    else
+      return usage();
   }
   if (memcg == nullptr || victim == nullptr) return usage();
 
   const sched_param priority{.sched_priority = 1};
-  if (realtime && sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &priority) != 0)
-    fail("SCHED_RR");
+  if (realtime && sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &priority) != 0) fail("SCHED_RR");
   const int event = registerFor(memcg);
   puts("ready");
   fflush(stdout);

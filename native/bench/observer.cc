@@ -5,6 +5,13 @@
 //   goneAtUs   the last process that held the write end of the FIFO is gone: the victim job was given it
 // A line on stdin prints the account and starts a new one; the end of stdin ends the program. All times are
 // CLOCK_MONOTONIC in microseconds, 0 for what did not happen.
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cinttypes>
 #include <climits>
@@ -13,13 +20,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
-
-#include <fcntl.h>
-#include <sched.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 namespace {
 

@@ -55,7 +55,8 @@ void parseFields(std::string_view text, std::span<const std::string_view> keys, 
     if (blank == std::string_view::npos) continue;
     const std::string_view key = line.substr(0, blank);
     const bool kilobytes = line.ends_with(kKilobytes);
-    const std::string_view value = line.substr(blank + 1, line.size() - blank - 1 - (kilobytes ? kKilobytes.size() : 0));
+    const std::string_view value =
+        line.substr(blank + 1, line.size() - blank - 1 - (kilobytes ? kKilobytes.size() : 0));
     for (size_t i = 0; i < wanted; i++) {
       if (keys[i] != key || !std::isnan(out[i])) continue;
       out[i] = parseNumber(value) * (kilobytes ? 1024 : 1);

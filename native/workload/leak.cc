@@ -1,13 +1,13 @@
 // leak: maps anonymous memory and writes to every page of it, chunk by chunk, for ever or up to a
 // cap; by any number of processes and threads.
-#include "workload.h"
+#include <limits.h>
+#include <pthread.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <limits.h>
-#include <pthread.h>
 
-#include <sys/wait.h>
+#include "workload.h"
 
 namespace workload {
 
@@ -43,8 +43,7 @@ struct Leaker {
   for (uint64_t i = 1; i < leaker.options.threads; ++i) {
     pthread_t thread;
     errno = pthread_create(
-        &thread, &attributes,
-        [](void* argument) -> void* { leakOn(*static_cast<const Leaker*>(argument)); },
+        &thread, &attributes, [](void* argument) -> void* { leakOn(*static_cast<const Leaker*>(argument)); },
         const_cast<Leaker*>(&leaker));
     if (errno != 0) fail("cannot start", "a thread");
   }

@@ -1,11 +1,11 @@
-#include "workload.h"
-
 #include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <iterator>
 #include <string_view>
 #include <variant>
+
+#include "workload.h"
 
 namespace workload {
 
@@ -23,13 +23,10 @@ struct Mode {
 };
 
 constexpr Mode kModes[] = {
-    {"leak", kLeak, leak, nullptr,
-     "allocate and touch memory without end; sleep at the cap"},
-    {"work", kWork, work, nullptr,
-     "a service computing on a working set; SIGTERM prints its account as JSON"},
+    {"leak", kLeak, leak, nullptr, "allocate and touch memory without end; sleep at the cap"},
+    {"work", kWork, work, nullptr, "a service computing on a working set; SIGTERM prints its account as JSON"},
     {"hold", kHold, hold, "--bytes", "touch memory (or write a file) once, then sleep"},
-    {"fork", kFork, forkOut, "--children",
-     "processes that each touch memory and all fork on, bounded in total"},
+    {"fork", kFork, forkOut, "--children", "processes that each touch memory and all fork on, bounded in total"},
     {"populate", kPopulate, populate, "--bytes",
      "fault all memory in by one system call, print the result, then sleep"},
     {"stream", kStream, stream, "--file", "read a file over and over through the page cache"},
@@ -42,8 +39,7 @@ struct Option {
   const char* name;
   unsigned modes;
   Unit unit;
-  std::variant<bool Options::*, const char* Options::*, JoinList Options::*, uint64_t Options::*>
-      field;
+  std::variant<bool Options::*, const char * Options::*, JoinList Options::*, uint64_t Options::*> field;
   uint64_t least;
   uint64_t most;
   const char* help;
@@ -53,42 +49,36 @@ constexpr uint64_t kDayUs = 86'400'000'000;
 constexpr uint64_t kTiB = 1ull << 40;
 
 constexpr Option kOptions[] = {
-    {"--chunk", kLeak, Unit::bytes, &Options::chunk, 1, kTiB,
-     "how much at a time, touched page by page (256KiB)"},
+    {"--chunk", kLeak, Unit::bytes, &Options::chunk, 1, kTiB, "how much at a time, touched page by page (256KiB)"},
     {"--every", kLeak | kFork, Unit::milliseconds, &Options::everyUs, 0, kDayUs,
      "rest between two chunks or forks, 0 for none (1ms)"},
     {"--cap", kLeak, Unit::bytes, &Options::cap, 0, UINT64_MAX,
      "stop there, in total over all processes and threads (none)"},
     {"--processes", kLeak, Unit::count, &Options::processes, 1, 1024,
      "leaking processes; from 2 on they are children of one that waits (1)"},
-    {"--threads", kLeak, Unit::count, &Options::threads, 1, 1024,
-     "leaking threads in each process (1)"},
+    {"--threads", kLeak, Unit::count, &Options::threads, 1, 1024, "leaking threads in each process (1)"},
     {"--set", kWork, Unit::bytes, &Options::set, 4096, kTiB, "the resident working set (24MiB)"},
     {"--scratch", kWork, Unit::bytes, &Options::scratch, 4096, kTiB,
      "mapped, filled, checked and unmapped each round (2MiB)"},
-    {"--pause", kWork, Unit::microseconds, &Options::pauseUs, 0, kDayUs,
-     "between two rounds (200us)"},
+    {"--pause", kWork, Unit::microseconds, &Options::pauseUs, 0, kDayUs, "between two rounds (200us)"},
     {"--bytes", kHold | kFork | kPopulate, Unit::bytes, &Options::bytes, 1, kTiB,
      "how much memory; for fork, of each child (64KiB)"},
     {"--children", kFork, Unit::count, &Options::children, 1, 10'000,
      "how many in total, children of children included"},
     {"--file", kHold | kStream, Unit::path, &Options::file, 0, 0,
      "hold: write --bytes to it instead (kept afterwards); stream: read it"},
-    {"--seconds", kStream, Unit::seconds, &Options::secondsUs, 0, kDayUs,
-     "how long to read (10s)"},
+    {"--seconds", kStream, Unit::seconds, &Options::secondsUs, 0, kDayUs, "how long to read (10s)"},
     {"--join", kAll, Unit::path, &Options::join, 0, 0,
      "a cgroup directory to move into first; may be given several times"},
     {"--stats", kAll, Unit::path, &Options::statsFile, 0, 0,
      "an existing file of 4096 bytes or more, best on tmpfs, for live numbers"},
     {"--gate", kAll, Unit::flag, &Options::gate, 0, 0,
      "print \"ready\" when set up and start when stdin gets a byte or is closed"},
-    {"--delay", kAll, Unit::milliseconds, &Options::delayUs, 0, kDayUs,
-     "wait before the start (0)"},
+    {"--delay", kAll, Unit::milliseconds, &Options::delayUs, 0, kDayUs, "wait before the start (0)"},
     {"--name", kAll, Unit::text, &Options::name, 0, 0, "process name, 15 characters are kept"},
     {"--timeout", kAll, Unit::seconds, &Options::timeoutUs, 1, kDayUs,
      "exit 124 after that (60s); SIGKILL a second later if parked"},
-    {"--outlive-parent", kAll, Unit::flag, &Options::outliveParent, 0, 0,
-     "do not die with the parent process"},
+    {"--outlive-parent", kAll, Unit::flag, &Options::outliveParent, 0, 0, "do not die with the parent process"},
 };
 
 constexpr const char kStatsHelp[] =
@@ -136,8 +126,7 @@ uint64_t factorOf(std::string_view suffix, Unit unit) {  // 0 if there is no suc
         if (size.text == suffix) return size.factor;
       return 0;
     default:
-      if (suffix.empty())
-        return kTimes[static_cast<int>(unit) - static_cast<int>(Unit::microseconds)].factor;
+      if (suffix.empty()) return kTimes[static_cast<int>(unit) - static_cast<int>(Unit::microseconds)].factor;
       for (const Suffix& time : kTimes)
         if (time.text == suffix) return time.factor;
       return 0;
@@ -168,7 +157,7 @@ const Option* findOption(std::string_view name, const Mode& mode) {
 
 // Stores one value; false, having said why, if it will not do.
 bool store(const Option& option, const char* value, Options& options) {
-  if (const auto* text = std::get_if<const char* Options::*>(&option.field)) {
+  if (const auto* text = std::get_if<const char * Options::*>(&option.field)) {
     options.*(*text) = value;
   } else if (std::holds_alternative<JoinList Options::*>(option.field)) {
     if (options.join.count == JoinList::kMost) {

@@ -1,5 +1,7 @@
 // The modes of a few lines each: hold, fork, populate, stream.
-#include "workload.h"
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -7,9 +9,7 @@
 #include <csignal>
 #include <cstring>
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include "workload.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -24,8 +24,7 @@ namespace {
 char buffer[256 << 10];
 
 void sayResult(uint64_t bytes, int error) {
-  say("{\"bytes\":%" PRIu64 ",\"errno\":%d,\"error\":\"%s\"}\n", bytes, error,
-      error != 0 ? strerror(error) : "");
+  say("{\"bytes\":%" PRIu64 ",\"errno\":%d,\"error\":\"%s\"}\n", bytes, error, error != 0 ? strerror(error) : "");
 }
 
 // One thing done since `before`, for system calls that touch memory on our behalf.
@@ -75,8 +74,10 @@ bool claim(std::atomic<uint64_t>& total, uint64_t most) {
     if (pid == 0) {
       kin = Kin::sibling;
       char* area = mapAnonymous(options.bytes);
-      if (area != nullptr) touch(area, options.bytes);
-      else noteRefusal();
+      if (area != nullptr)
+        touch(area, options.bytes);
+      else
+        noteRefusal();
     } else if (pid > 0) {
       ++stats->iterations;
     } else {
@@ -150,8 +151,8 @@ int stream(const Options& options) {
       sleepUs(1000);
     }
   }
-  say("{\"passes\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"errors\":%" PRIu64 "}\n", passes,
-      stats->bytesTouched.load(), stats->errors.load());
+  say("{\"passes\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"errors\":%" PRIu64 "}\n", passes, stats->bytesTouched.load(),
+      stats->errors.load());
   return 0;
 }
 

@@ -1,4 +1,9 @@
-#include "workload.h"
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cinttypes>
@@ -9,12 +14,7 @@
 #include <cstring>
 #include <ctime>
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "workload.h"
 
 namespace workload {
 
@@ -72,8 +72,7 @@ void handleAlarmOnItsOwnStack() {
   constexpr size_t kBytes = 64 << 10;
   char* area = mapAnonymous(kBytes);
   const stack_t stack{.ss_sp = area, .ss_flags = 0, .ss_size = kBytes};
-  if (area == nullptr || madvise(area, kBytes, MADV_DONTFORK) != 0 ||
-      sigaltstack(&stack, nullptr) != 0)
+  if (area == nullptr || madvise(area, kBytes, MADV_DONTFORK) != 0 || sigaltstack(&stack, nullptr) != 0)
     fail("cannot set up", "the signal stack");
   memset(area, 1, kBytes);
   struct sigaction action {};
@@ -95,8 +94,7 @@ void armTimeLimit() {
   timer_t timer;
   itimerspec when{};
   when.it_value = toTimespec(left + 1'000'000);
-  if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0 ||
-      timer_settime(timer, 0, &when, nullptr) != 0)
+  if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0 || timer_settime(timer, 0, &when, nullptr) != 0)
     fail("cannot arm", "the time limit");
 }
 
@@ -112,8 +110,7 @@ void openStats(const char* path) {
       exit(1);
     }
   }
-  void* page = mmap(nullptr, kStatsBytes, PROT_READ | PROT_WRITE,
-                    MAP_SHARED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
+  void* page = mmap(nullptr, kStatsBytes, PROT_READ | PROT_WRITE, MAP_SHARED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
   if (page == MAP_FAILED) fail("cannot map", path != nullptr ? path : "the stats");
   if (fd >= 0) close(fd);
   memset(page, 0, sizeof(Stats));
@@ -234,8 +231,7 @@ void touch(char* begin, size_t bytes) {
     *reinterpret_cast<volatile uint64_t*>(begin + offset) = before;
     const uint64_t after = nowUs();
     stats->endedAtUs.store(after, std::memory_order_relaxed);
-    stats->bytesTouched.fetch_add(bytes - offset < step ? bytes - offset : step,
-                                  std::memory_order_relaxed);
+    stats->bytesTouched.fetch_add(bytes - offset < step ? bytes - offset : step, std::memory_order_relaxed);
     noteStall(after - before, after);
     before = after;
   }

@@ -1,13 +1,13 @@
 // work: an important service. It keeps a working set and, each round, computes on fresh scratch
 // memory: it stalls when its memcg is full, and it finds out when its memory is not what it was.
-#include "workload.h"
+#include <sys/mman.h>
 
 #include <cerrno>
 #include <cinttypes>
 #include <csignal>
 #include <ctime>
 
-#include <sys/mman.h>
+#include "workload.h"
 
 namespace workload {
 
@@ -93,8 +93,7 @@ class Service {
 
 // The pause doubles as the place where SIGTERM is taken: blocked elsewhere, it never interrupts.
 bool pausedUntilTerminated(const sigset_t& signals, uint64_t us) {
-  const timespec time{static_cast<time_t>(us / 1'000'000),
-                      static_cast<long>(us % 1'000'000) * 1000};
+  const timespec time{static_cast<time_t>(us / 1'000'000), static_cast<long>(us % 1'000'000) * 1000};
   return sigtimedwait(&signals, nullptr, &time) == SIGTERM;
 }
 
@@ -124,10 +123,10 @@ int work(const Options& options) {
     }
     if (pausedUntilTerminated(signals, options.pauseUs)) break;
   }
-  say("{\"iterations\":%" PRIu64 ",\"longestStallUs\":%" PRIu64 ",\"stallEndedAtUs\":%" PRIu64
-      ",\"errors\":%" PRIu64 ",\"refused\":%" PRIu64 "}\n",
-      stats->iterations.load(), stats->longestStallUs.load(), stats->stallEndedAtUs.load(),
-      stats->errors.load(), stats->refused.load());
+  say("{\"iterations\":%" PRIu64 ",\"longestStallUs\":%" PRIu64 ",\"stallEndedAtUs\":%" PRIu64 ",\"errors\":%" PRIu64
+      ",\"refused\":%" PRIu64 "}\n",
+      stats->iterations.load(), stats->longestStallUs.load(), stats->stallEndedAtUs.load(), stats->errors.load(),
+      stats->refused.load());
   return 0;
 }
 

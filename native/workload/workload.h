@@ -5,12 +5,12 @@
 // the start: what is seen under memory pressure is then the behaviour of the mode, not of a heap.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-
-#include <sys/types.h>
 
 namespace workload {
 
@@ -92,7 +92,7 @@ size_t pageSize();
 void stampBefore(uint64_t us);
 void noteRefusal();
 void noteStall(uint64_t us, uint64_t endedAtUs);
-void touch(char* begin, size_t bytes);  // writes to each page, keeping the stats
+void touch(char* begin, size_t bytes);   // writes to each page, keeping the stats
 std::atomic<uint64_t>& sharedCounter();  // one for all processes, starts at 0; call before forking
 
 // fork() with the child tied to its parent and to the time limit again. A `sibling` becomes a

@@ -3,7 +3,7 @@ import { formatBytes } from '../units.js';
 import type { KernelDecision, KillDecision } from './decision.js';
 
 /** True for a job that uses more than it was promised, of the memory that dies with it. */
-export function isOver(job: Job): boolean {
+function isOver(job: Job): boolean {
   return diesWith(job) > job.reservation;
 }
 
@@ -23,7 +23,7 @@ function rankClass(job: Job): number {
 }
 
 /** The priority by which a job is ranked now. */
-export function effectivePriority(job: Job): number {
+function effectivePriority(job: Job): number {
   return isOver(job) && job.overPriority !== null ? job.overPriority : job.priority;
 }
 

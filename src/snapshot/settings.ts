@@ -15,7 +15,7 @@ export interface JobSettings {
   overPriority?: number;
 }
 
-export const DEFAULT_PRIORITY = 50;
+const DEFAULT_PRIORITY = 50;
 
 interface Rule {
   glob: string;

@@ -12,10 +12,7 @@ const dist = new URL('../../dist/index.js', import.meta.url).href;
 
 /** Runs a program in a Node process of its own; the last line of what it prints, as data. */
 async function inNode(program: string, prefix: string[] = []): Promise<unknown> {
-  const [command, ...args] = [...prefix, process.execPath, '--input-type=module', '-e', program] as [
-    string,
-    ...string[],
-  ];
+  const [command = '', ...args] = [...prefix, process.execPath, '--input-type=module', '-e', program];
   const { stdout } = await run(command, args, { timeout: 30_000 });
   return JSON.parse(stdout.trim().split('\n').at(-1) ?? 'null');
 }

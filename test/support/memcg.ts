@@ -14,12 +14,12 @@ const mount = findMemoryV1(readCgroupMounts());
 const point = mount?.point ?? '';
 
 /** Why tests on real memcgs cannot run here; null if they can. */
-export const hostSkip =
+const hostSkip =
   mount === undefined ? 'no cgroup v1 memory hierarchy' : process.geteuid?.() !== 0 ? 'not root' : null;
 
 /** Tests on real memcgs: skipped with the reason where there are none, unless REPRIEVE_REQUIRE asks for them. */
 export function describeHost(name: string, tests: () => void): void {
-  const required = (process.env['REPRIEVE_REQUIRE'] ?? '').split(',').includes('host');
+  const required = (process.env.REPRIEVE_REQUIRE ?? '').split(',').includes('host');
   if (hostSkip !== null && required) throw new Error(`REPRIEVE_REQUIRE asks for host tests: ${hostSkip}`);
   describe.skipIf(hostSkip !== null)(hostSkip === null ? name : `${name} [skipped: ${hostSkip}]`, tests);
 }

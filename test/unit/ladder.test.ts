@@ -96,6 +96,7 @@ describe('a policy that fails loses its turn to the next rung', () => {
       'returns a broken promise',
       () =>
         ({
+          // biome-ignore lint/suspicious/noThenProperty: that is what is broken about it
           then() {
             throw new Error('broken');
           },

@@ -65,10 +65,10 @@ describe('a watch is refused, and arms nothing,', () => {
     await expect(handler.watch('memcg:/jobs', { recursive: true })).rejects.toEqual(
       withCode('ERR_REPRIEVE_PERMISSION'),
     );
+    expect(hierarchy.held.size).toBe(0);
     hierarchy.make('/jobs/c');
     expect(disabledIn(hierarchy.root)).toEqual([]);
     expect(a.scoreAdj).toBe(0);
-    expect(hierarchy.held.size).toBe(0);
   });
 });
 

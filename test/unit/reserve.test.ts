@@ -1,0 +1,170 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { Account, ConditionReserve, type Lease } from '../../src/reserve/account.js';
+import { ArenaAllocator } from '../../src/reserve/arena.js';
+
+const PAGE = 4096;
+const withCode = (code: string) => expect.objectContaining({ code });
+
+function reserveOf(pages: number, conditions = 1) {
+  const root = new Account(pages * PAGE);
+  const arena = new ArenaAllocator(new ArrayBuffer(pages * PAGE));
+  const reserves = Array.from(
+    { length: conditions },
+    () => new ConditionReserve(new Account(pages * PAGE, root), arena),
+  );
+  return { root, reserves, reserve: reserves[0] as ConditionReserve };
+}
+
+test('a charge is whole pages, a lease as long as asked for', () => {
+  const { root, reserve } = reserveOf(4);
+  {
+    using lease = reserve.charge(PAGE + 1);
+    expect([lease.bytes, lease.buffer.length]).toEqual([PAGE + 1, PAGE + 1]);
+    expect([reserve.charged, reserve.available, root.charged]).toEqual([2 * PAGE, 2 * PAGE, 2 * PAGE]);
+  }
+  expect(reserve.counters()).toEqual({
+    bytes: 4 * PAGE,
+    charged: 0,
+    available: 4 * PAGE,
+    maxCharged: 2 * PAGE,
+    failures: 0,
+  });
+});
+
+test('exhausted: refused, counted, and nothing is charged', () => {
+  const { root, reserve } = reserveOf(4);
+  expect(() => reserve.charge('20KiB')).toThrow(
+    expect.objectContaining({
+      code: 'ERR_REPRIEVE_RESERVE_EXHAUSTED',
+      message: 'The reserve of 16 KiB has 16 KiB left, 20 KiB were asked for',
+    }),
+  );
+  expect(reserve.tryCharge('20KiB')).toBe(null);
+  expect([reserve.failures, reserve.charged, root.charged]).toEqual([2, 0, 0]);
+});
+
+test('room in all, but not in one piece, is refused alike; neighbours given back are one again', () => {
+  const { reserve, root } = reserveOf(3);
+  const [first, second, third] = [1, 2, 3].map(() => reserve.charge(PAGE));
+  first?.release();
+  third?.release();
+  expect(reserve.tryCharge(2 * PAGE)).toBe(null);
+  expect([reserve.failures, reserve.charged, root.charged]).toEqual([1, PAGE, PAGE]);
+  second?.release();
+  expect(reserve.charge(3 * PAGE).buffer.length).toBe(3 * PAGE);
+});
+
+test('what another condition holds is not there', () => {
+  const { reserves } = reserveOf(4, 2);
+  reserves[0]?.charge(3 * PAGE);
+  expect(reserves[1]?.available).toBe(PAGE);
+  expect(() => reserves[1]?.charge(2 * PAGE)).toThrow(withCode('ERR_REPRIEVE_RESERVE_EXHAUSTED'));
+});
+
+test('closed: every lease ends, nothing can be charged', () => {
+  const { root, reserve } = reserveOf(4);
+  const lease = reserve.charge(PAGE);
+  reserve.close();
+  expect([lease.buffer.length, root.charged, reserve.available]).toEqual([0, 0, 0]);
+  expect(() => reserve.charge(PAGE)).toThrow(withCode('ERR_REPRIEVE_RESERVE_CLOSED'));
+  expect(() => reserve.tryCharge(PAGE)).toThrow(withCode('ERR_REPRIEVE_RESERVE_CLOSED'));
+  lease.release();
+  expect(root.charged).toBe(0);
+});
+
+test.each([0, -1, 'much', undefined])('a size of %o is refused', (size) =>
+  expect(() => reserveOf(4).reserve.charge(size as never)).toThrow(withCode('ERR_REPRIEVE_INVALID_ARGUMENT')),
+);
+
+test('no reserve at all', () => {
+  const reserve = new ConditionReserve(new Account(0), new ArenaAllocator(new ArrayBuffer(0)));
+  expect(() => reserve.charge(1)).toThrow(withCode('ERR_REPRIEVE_RESERVE_EXHAUSTED'));
+});
+
+test('any interleaving of charges, releases and ends loses or invents no byte', () => {
+  const PAGES = 12;
+  const command = fc.oneof(
+    {
+      weight: 6,
+      arbitrary: fc.record({
+        kind: fc.constantFrom('charge', 'tryCharge'),
+        which: fc.nat(2),
+        bytes: fc.integer({ min: 1, max: 6 * PAGE }),
+      }),
+    },
+    { weight: 5, arbitrary: fc.record({ kind: fc.constant('release'), which: fc.nat(40), bytes: fc.constant(0) }) },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant('end'), which: fc.nat(2), bytes: fc.constant(0) }) },
+  );
+  fc.assert(
+    fc.property(fc.array(command, { maxLength: 40 }), (commands) => {
+      const { root, reserves } = reserveOf(PAGES, 3);
+      const leases: { of: number; lease: Lease; charged: number; live: boolean }[] = [];
+      const model = reserves.map(() => ({ open: true, failures: 0, maxCharged: 0 }));
+      let rootMax = 0;
+      const live = (of?: number) => leases.filter((one) => one.live && (of === undefined || one.of === of));
+      const sum = (of?: number) => live(of).reduce((total, { charged }) => total + charged, 0);
+      for (const { kind, which, bytes } of commands) {
+        const reserve = reserves[which];
+        const state = model[which];
+        if (kind === 'release') {
+          const one = leases[which % Math.max(1, leases.length)];
+          one?.lease.release(); // the second time too
+          if (one !== undefined) one.live = false;
+        } else if (reserve === undefined || state === undefined) {
+          continue;
+        } else if (kind === 'end') {
+          reserve.close();
+          state.open = false;
+          for (const one of live(which)) one.live = false;
+        } else {
+          const charged = Math.ceil(bytes / PAGE) * PAGE;
+          const used = live()
+            .map(({ lease }): [number, number] => [
+              lease.buffer.byteOffset,
+              lease.buffer.byteOffset + Math.ceil(lease.bytes / PAGE) * PAGE,
+            ])
+            .sort(([a], [b]) => a - b);
+          const gaps = [...used, [PAGES * PAGE, 0] as const].map(
+            ([start], index) => start - (used[index - 1]?.[1] ?? 0),
+          );
+          let lease: Lease | null = null;
+          let code: unknown;
+          try {
+            lease = kind === 'charge' ? reserve.charge(bytes) : reserve.tryCharge(bytes);
+          } catch (error) {
+            ({ code } = error as { code: unknown });
+          }
+          const fits = gaps.some((gap) => gap >= charged);
+          expect(lease !== null).toBe(state.open && fits);
+          expect(code).toBe(
+            !state.open
+              ? 'ERR_REPRIEVE_RESERVE_CLOSED'
+              : kind === 'charge' && !fits
+                ? 'ERR_REPRIEVE_RESERVE_EXHAUSTED'
+                : undefined,
+          );
+          if (state.open && !fits) state.failures++;
+          if (lease !== null) {
+            lease.buffer.fill(leases.length + 1);
+            leases.push({ of: which, lease, charged, live: true });
+          }
+          state.maxCharged = Math.max(state.maxCharged, sum(which));
+          rootMax = Math.max(rootMax, sum());
+        }
+        expect([root.charged, root.available, root.maxCharged]).toEqual([sum(), PAGES * PAGE - sum(), rootMax]);
+        reserves.forEach((one, of) => {
+          const { open, failures, maxCharged } = model[of] as (typeof model)[0];
+          expect([one.charged, one.failures, one.maxCharged]).toEqual([sum(of), failures, maxCharged]);
+          expect(one.available).toBe(open ? PAGES * PAGE - sum() : 0);
+        });
+        leases.forEach(({ lease, live: lives }, index) => {
+          expect(lease.buffer.length).toBe(lives ? lease.bytes : 0);
+          // Whoever wrote over another's lease has left its number there.
+          expect(lease.buffer.every((byte) => byte === index + 1)).toBe(true);
+        });
+      }
+    }),
+    { seed: 1, numRuns: 300 },
+  );
+});
