@@ -14,8 +14,7 @@ const mount = findMemoryV1(readCgroupMounts());
 const point = mount?.point ?? '';
 
 /** Why tests on real memcgs cannot run here; null if they can. */
-const hostSkip =
-  mount === undefined ? 'no cgroup v1 memory hierarchy' : process.geteuid?.() !== 0 ? 'not root' : null;
+const hostSkip = mount === undefined ? 'no cgroup v1 memory hierarchy' : process.geteuid?.() !== 0 ? 'not root' : null;
 
 /** Tests on real memcgs: skipped with the reason where there are none, unless REPRIEVE_REQUIRE asks for them. */
 export function describeHost(name: string, tests: () => void): void {
