@@ -1,11 +1,11 @@
-import { EventEmitter } from 'node:events';
+import { addAbortListener, EventEmitter } from 'node:events';
 import { type Capabilities, probeCapabilities } from './capabilities.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
 import { isAtOrBelow } from './cgroup/cgroup.js';
 import { findMemoryV1, readCgroupMounts } from './cgroup/mounts.js';
 import { HierarchyV1 } from './cgroup/v1.js';
 import { OomCondition } from './condition/condition.js';
-import { DRILL_LADDER, dryHierarchy, FIRST_RUNS, FIRST_SIGNALS, fullMemcg } from './condition/drill.js';
+import { DRILL_LADDER, dryHierarchy, FIRST_RUNS, FIRST_SIGNALS, fullMemcg, NO_PREFERENCE } from './condition/drill.js';
 import { parseLadder, type WatchDeadlines } from './condition/options.js';
 import { invalidOption, isVanished, ReprieveError } from './errors.js';
 import { native } from './native.js';
@@ -79,8 +79,17 @@ export interface Ground {
   leave: () => void;
 }
 
+/** What was left to its owner above is not taken up again within this time while it goes on. */
+const LEFT_US = 10_000_000;
+
 /** A drill is not gone through again within this time for coming near to a limit. */
 const WARM_US = 20_000;
+
+/** A run of the drill that was signalled and is to come. */
+interface Drilling {
+  armed: ArmedMemcg;
+  done: () => void;
+}
 
 const watchedInodes = new Set<number>();
 
@@ -92,13 +101,16 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   /** Open conditions by the inode of the memcg that is full. */
   readonly #conditions = new Map<number, OomCondition>();
   readonly #owners = new Map<OomCondition, string>();
+  /** Memcgs above everything watched that were left to their owner: until when, in the clock's microseconds. */
+  readonly #left = new Map<number, number>();
   readonly #onExit = () => this.#exit();
   #stopTick: (() => void) | null = null;
   #spurious = 0;
   readonly #dry: Hierarchy;
   #warmAtUs = Number.NEGATIVE_INFINITY;
-  #drilling: { armed: ArmedMemcg; done: () => void } | null = null;
+  #drilling: Drilling | null = null;
   #closed = false;
+  #forgetSignal = () => {};
 
   /**
    * Opens a handler on this machine: moves the process to a memcg of its own, raises its scheduling, and sets the reserve
@@ -108,7 +120,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    */
   static async open(options: HandlerOptions = {}): Promise<OomHandler> {
     const handler = new OomHandler(openGround(options));
-    closeOnAbort(options.signal, handler);
+    handler.#forgetSignal = closeOnAbort(options.signal, handler);
     return handler;
   }
 
@@ -179,6 +191,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     // What is pending of memcgs made below a scope that is watched already decides what they had before.
     hierarchy.drainTree();
     const opened: Memcg[] = [];
+    let forgetSignal = () => {};
     try {
       opened.push(...openAbove(hierarchy, path), hierarchy.open(path));
       const memcg = opened.at(-1) as Memcg;
@@ -194,15 +207,19 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         options: ladder,
         rules,
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
+        isArmed: (inode) => this.#memberOf(inode) !== undefined,
         near: (watch) => this.#warmUp(watch),
-        ended: (ended) => this.#ended(ended, memcg.inode),
+        ended: (ended) => {
+          forgetSignal();
+          this.#ended(ended, memcg.inode);
+        },
         warn: (message) => this.#tell('warning', message),
       });
       watchedInodes.add(memcg.inode);
       this.#watches.add(watch);
       hierarchy.keepAlive(true);
       this.#tick();
-      closeOnAbort(options.signal, watch);
+      forgetSignal = closeOnAbort(options.signal, watch);
       return watch;
     } catch (error) {
       for (const memcg of opened) memcg.close();
@@ -241,6 +258,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         if (drilled === null) this.#spurious++;
         return;
       }
+      const leftUntil = this.#left.get(owner.inode);
+      if (leftUntil !== undefined && atUs < leftUntil) return;
       const open = this.#conditions.get(owner.inode);
       if (open !== undefined) open.onSignal();
       else this.#open(owner, atUs);
@@ -264,7 +283,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   /** One run of the drill, by a signal of our own; whatever the kernel signalled meanwhile is looked at after it. */
   #drillBySignal(armed: ArmedMemcg): Promise<void> {
     const { promise, resolve } = withResolvers<void>();
-    const drilling = {
+    const drilling: Drilling = {
       armed,
       done: () => {
         if (this.#drilling === drilling) this.#drilling = null;
@@ -290,8 +309,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   }
 
   #runDrill(armed: ArmedMemcg, atUs: number): void {
-    const owner = findOwner([...armed.chain.slice(0, -1), fullMemcg(armed.memcg)]);
-    if (owner !== null) this.#open(owner, atUs, true);
+    findOwner(armed.chain);
+    this.#open(fullMemcg(armed.memcg), atUs, true);
   }
 
   #open(owner: Memcg, atUs: number, drill = false): void {
@@ -310,12 +329,12 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         jobs: members.map((member) => member.watch.jobsOf(member.armed)),
         options: drill ? DRILL_LADDER : watch.options,
         reserve: new ConditionReserve(new Account(reserve.bytes, this.#account), reserve.arena),
-        preference: watch.preference,
+        preference: drill ? NO_PREFERENCE : watch.preference,
         readFaults,
         deliver: (opened) => watch.deliver(opened),
         deathsNearby: () => this.#deathsNear(owner.path, condition),
         ended: (ended, report) => drill || this.#conditionEnded(ended, report, owner),
-        alarm: (message) => this.#tell('alarm', message),
+        alarm: (message) => drill || this.#tell('alarm', message),
       },
       atUs,
     );
@@ -353,15 +372,17 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#conditions.delete(owner.inode);
     this.#owners.delete(condition);
     this.#tell('report', report);
+    if (report.outcome === 'left') this.#left.set(owner.inode, this.#ground.hierarchy.clock.nowUs() + LEFT_US);
     // Signals below were taken for this condition's; one that has its own limit at hand goes on by itself.
     setImmediate(() => this.#lookBelow(owner.path));
   }
 
+  /** Takes up what is out of memory at or below a path, and arms again what the kernel has cleared. */
   #lookBelow(path: string): void {
     if (this.#closed) return;
     for (const watch of this.#watches) {
       try {
-        for (const armed of [...watch.members()]) {
+        for (const armed of watch.members()) {
           if (!isAtOrBelow(armed.memcg.path, path)) continue;
           armed.rearm();
           const { killDisabled, underOom } = armed.memcg.oomState();
@@ -383,6 +404,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#stopTick?.();
     this.#stopTick = this.#ground.hierarchy.clock.after(TICK_MS, () => {
       this.#stopTick = null;
+      this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
       for (const watch of this.#watches) {
         watch.tick();
         // What is not used for a while is no longer in the caches, and V8 drops its compiled code.
@@ -397,6 +419,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #ended(watch: Watch, inode: number): void {
     watchedInodes.delete(inode);
     this.#watches.delete(watch);
+    this.#drilling?.done(); // its signal may be gone with the watch
     if (watch.state === 'vanished') this.#tell('vanished', watch.scope);
     if (this.#watches.size > 0) return;
     this.#stopTick?.();
@@ -413,6 +436,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#forgetSignal();
     await Promise.all([...this.#watches].map((watch) => watch.close()));
     this.#stopTick?.();
     process.off('exit', this.#onExit);
@@ -425,10 +449,11 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   }
 }
 
-function closeOnAbort(signal: AbortSignal | undefined, opened: { close(): Promise<void> }): void {
-  if (signal === undefined) return;
-  signal.addEventListener('abort', () => void opened.close(), { once: true });
-  if (signal.aborted) void opened.close();
+/** Closes what was opened when the signal is aborted; what it returns forgets the signal. */
+function closeOnAbort(signal: AbortSignal | undefined, opened: { close(): Promise<void> }): () => void {
+  if (signal === undefined) return () => {};
+  const listener = addAbortListener(signal, () => void opened.close());
+  return () => listener[Symbol.dispose]();
 }
 
 function openGround(options: HandlerOptions): Ground {

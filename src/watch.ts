@@ -27,6 +27,8 @@ export interface WatchSetup {
   rules: JobRules;
   /** Called for each signal of an armed memcg. */
   signalled: (watch: Watch, armed: ArmedMemcg, atUs: number) => void;
+  /** True if another watch has armed that memcg. */
+  isArmed: (inode: number) => boolean;
   /** The scope comes near to its limit. */
   near: (watch: Watch) => void;
   /** Called once when the watch has ended by itself or by `close`. */
@@ -44,7 +46,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   readonly preference: KernelPreference;
   readonly #queue: OomCondition[] = [];
   readonly #conditions = new Set<OomCondition>();
-  #wake: (() => void) | null = null;
+  readonly #wakes = new Set<() => void>();
   #dropped = 0;
   #state: WatchState = 'watching';
   #closing: Promise<void> | null = null;
@@ -62,11 +64,13 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     try {
       this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
       this.#arm(scope, above);
-      if (setup.recursive) for (const memcg of this.#subtree.all()) this.#arm(memcg, this.#chainAbove(memcg));
+      this.#armBelow();
       this.#listenNear();
-      this.preference.prepare([...this.#jobs.values()], new Set(), 'later');
+      this.preference.prepare([...this.#jobs.values()]);
     } catch (error) {
+      this.#state = 'closed';
       this.#disarm();
+      this.#forgetAll();
       throw error;
     }
   }
@@ -98,13 +102,13 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     return [...this.#armed.values()].map(({ memcg }) => memcg.path);
   }
 
-  /** The armed memcgs; for the handler. */
-  members(): Iterable<ArmedMemcg> {
-    return this.#armed.values();
+  /** The armed memcgs, none once the watch has ended; for the handler. */
+  members(): ArmedMemcg[] {
+    return this.#state === 'watching' ? [...this.#armed.values()] : [];
   }
 
   member(inode: number): ArmedMemcg | undefined {
-    return this.#armed.get(inode);
+    return this.#state === 'watching' ? this.#armed.get(inode) : undefined;
   }
 
   /** Jobs of an armed memcg. */
@@ -128,6 +132,14 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     this.#armed.set(memcg.inode, new ArmedMemcg(hierarchy, memcg, above, signal, original));
   }
 
+  /** With `recursive`: every memcg below that no other watch has armed. */
+  #armBelow(): void {
+    if (!this.#setup.recursive) return;
+    for (const memcg of this.#subtree.all()) {
+      if (!this.#setup.isArmed(memcg.inode) && !this.#armed.has(memcg.inode)) this.#arm(memcg, this.#chainAbove(memcg));
+    }
+  }
+
   #chainAbove(memcg: Memcg): Memcg[] {
     const between = this.#subtree.all().filter(({ path }) => memcg.path.startsWith(`${path}/`));
     return [...this.#setup.above, this.#setup.scope, ...between];
@@ -140,6 +152,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   #created(memcg: Memcg): void {
     const original = this.#armed.get(this.#setup.scope.inode)?.original ?? false;
     try {
+      if (this.#setup.isArmed(memcg.inode)) return;
       if (this.#setup.recursive) {
         if (!this.#armed.has(memcg.inode)) this.#arm(memcg, this.#chainAbove(memcg), original);
       } else if (!original && memcg.oomState().killDisabled) {
@@ -181,15 +194,17 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   /** The armed scope itself; undefined once it is gone. */
   get self(): ArmedMemcg | undefined {
-    return this.#armed.get(this.#setup.scope.inode);
+    return this.member(this.#setup.scope.inode);
   }
 
   /** Once a second: arms again what the kernel has cleared, and prepares the kernel's choice for new processes. */
   tick(): void {
+    if (this.#state !== 'watching') return;
     try {
       for (const armed of this.#armed.values()) armed.rearm();
+      this.#armBelow();
       this.#listenNear();
-      this.preference.prepare([...this.#jobs.values()], new Set(), 'later');
+      this.preference.prepare([...this.#jobs.values()]);
     } catch (error) {
       if (isVanished(error)) this.scopeIsThere();
       else this.#setup.warn(`${this.scope}: ${(error as Error).message}`);
@@ -220,7 +235,12 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       this.#dropped++;
     }
     this.#queue.push(condition);
-    this.#wake?.();
+    this.#wakeAll();
+  }
+
+  #wakeAll(): void {
+    for (const wake of this.#wakes) wake();
+    this.#wakes.clear();
   }
 
   /**
@@ -240,9 +260,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
         const condition = this.#queue.shift();
         if (condition === undefined) {
           await new Promise<void>((resolve) => {
-            this.#wake = resolve;
+            this.#wakes.add(resolve);
           });
-          this.#wake = null;
         } else if (condition.open) {
           yield condition;
         } else {
@@ -277,7 +296,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     this.#state = state;
     for (const condition of [...this.#conditions]) condition.release(state === 'closed' ? 'released' : 'vanished');
     this.#disarm();
-    this.#wake?.();
+    this.#wakeAll();
     this.#closing = this.#release();
   }
 
@@ -290,14 +309,18 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
         hierarchy.clock.after(5, resolve);
       });
     }
+    this.#forgetAll();
+    scope.close();
+    for (const memcg of above) memcg.close();
+    this.#setup.ended(this);
+  }
+
+  #forgetAll(): void {
     this.preference.restoreAll();
     for (const jobs of this.#jobs.values()) jobs.close();
     this.#jobs.clear();
     this.#subtree.close();
     this.#armed.clear();
-    scope.close();
-    for (const memcg of above) memcg.close();
-    this.#setup.ended(this);
   }
 
   /** Wakes waiters that slept on; false when nobody waits, or it is not ours to wake them. */

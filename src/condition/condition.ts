@@ -5,11 +5,11 @@
  * answers at once. Everything else is driven by `#check`, which looks at the memcg's state and goes on from there:
  * signals, exits and timers only say when to look.
  */
-import type { KernelPreference } from '../action/kernel-preference.js';
+import { type KernelPreference, NEVER } from '../action/kernel-preference.js';
 import { closeAll, type Hierarchy, type Killing, type Memcg, openDescendants } from '../cgroup/cgroup.js';
 import { isVanished, ReprieveError } from '../errors.js';
 import { checkDecision, type Decision, findVictim, type Policy, type PolicyContext } from '../policy/decision.js';
-import { explain, rankJobs } from '../policy/lowest-priority.js';
+import { compareJobs, explain } from '../policy/lowest-priority.js';
 import type { Outcome, Report, Victim } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
 import { identityOf, type Jobs, type LiveJob, pidsIn, pidsOf } from '../snapshot/jobs.js';
@@ -56,7 +56,7 @@ export interface ConditionSetup {
   jobs: readonly Jobs[];
   options: LadderOptions;
   reserve: ConditionReserve;
-  preference: KernelPreference;
+  preference: Pick<KernelPreference, 'prepareHandOver'>;
   /** Reads the handler's page faults so far. */
   readFaults: (out: Float64Array) => void;
   /** Hands the condition to whoever iterates. */
@@ -65,7 +65,7 @@ export interface ConditionSetup {
   deathsNearby: () => boolean;
   ended: (condition: OomCondition, report: Report) => unknown;
   /** No task can be killed and no job may be: somebody must look. */
-  alarm: (message: string) => void;
+  alarm: (message: string) => unknown;
 }
 
 type Rung = { name: string; decide: Policy | 'caller' | 'kernel' };
@@ -107,6 +107,8 @@ export class OomCondition {
   #quietSinceUs: number | null = null;
   #stateSinceUs: number;
   #lastDeathUs: number | null = null;
+  /** Since when somebody waits though there is room. */
+  #roomSinceUs: number | null = null;
   #delivered = false;
   #pidsBeforeKernel: Map<string, number[]> | null = null;
 
@@ -199,6 +201,9 @@ export class OomCondition {
     const snapshot = this.#takeSnapshot();
     const job = findVictim(snapshot, victim);
     if (typeof job === 'string') throw new ReprieveError('ERR_REPRIEVE_NOT_A_VICTIM', `Nothing was killed: ${job}`);
+    if (!this.#isNeeded()) {
+      throw new ReprieveError('ERR_REPRIEVE_TOO_LATE', `Nothing was killed: memory has come back to ${this.owner}`);
+    }
     const { maxVictims } = this.#setup.options;
     if (this.#report.victims.length >= maxVictims) {
       throw new ReprieveError('ERR_REPRIEVE_MAX_VICTIMS', `Nothing was killed: ${maxVictims} jobs have died already`);
@@ -246,20 +251,21 @@ export class OomCondition {
 
   /** Called once: from here to the first SIGKILL in one go, if the policy answers at once. */
   start(): void {
-    const { hierarchy, options, owner, readFaults } = this.#setup;
+    const { hierarchy, options, readFaults } = this.#setup;
     readFaults(this.#faultsAtEvent);
     try {
-      if (isAtLimit(owner) && !this.#setup.deathsNearby()) this.#decide();
-      else this.#enter('acting', 'memory is coming back already; waiting for that');
+      this.#decide();
     } catch (error) {
       this.#failed(error);
     }
     if (!this.open) return;
     this.#report.openedAt = new Date(Date.now() - (hierarchy.clock.nowUs() - this.#openedUs) / 1000).toISOString();
     const left = options.handleWithin - this.#sinceUs() / 1000;
-    this.#after('handle', Math.max(0, left), () =>
-      this.#handOver(`the ${options.handleWithin} ms of handleWithin are over`),
-    );
+    this.#after('handle', Math.max(0, left), () => {
+      if (this.#setup.owner.oomState().underOom)
+        this.#handOver(`the ${options.handleWithin} ms of handleWithin are over`);
+      else this.#cleared();
+    });
     this.#look();
   }
 
@@ -348,9 +354,16 @@ export class OomCondition {
     };
   }
 
+  /** False while memory comes back by itself, or with a job that is dying: then nobody is to be asked. */
+  #isNeeded(): boolean {
+    const { owner, deathsNearby } = this.#setup;
+    return owner.oomState().underOom && isAtLimit(owner) && !deathsNearby();
+  }
+
   /** Asks the rung whose turn it is. */
   #decide(): void {
     this.#cancel('clear');
+    if (!this.#isNeeded()) return this.#enter('acting', 'memory is coming back; waiting for that');
     this.#enter('deciding');
     const question = this.#nextQuestion();
     const rung = this.#rungs[this.#rung];
@@ -385,7 +398,11 @@ export class OomCondition {
     if (!isPromise(answer)) return this.#answer(answer, snapshot);
     this.#after('respond', respondWithin, answerIsLate);
     answer.then(
-      (decision) => this.#lateAnswer(question, () => this.#answer(decision, snapshot)),
+      (decision) =>
+        this.#lateAnswer(question, () => {
+          if (this.#isNeeded()) this.#answer(decision, snapshot);
+          else this.#enter('acting', 'memory is coming back: the answer was not followed');
+        }),
       (error) =>
         this.#lateAnswer(question, () => {
           this.#step(`rejected: ${messageOf(error)}`);
@@ -455,10 +472,11 @@ export class OomCondition {
     let done = true;
     const atUs = this.#sinceUs();
     if (decision.action === 'kill') done = this.#kill(decision.victim, snapshot as Snapshot, settled ?? null, decision);
+    const because = reasonOf(decision); // put into words only now: a victim is dying already
     this.#report.timings.decidedUs ??= atUs;
-    this.#report.decisions.push({ ...decision, rung: this.#rungs[this.#rung]?.name ?? '', atUs });
-    if (decision.action === 'wait') this.#wait(decision.ms, decision.because);
-    else if (decision.action === 'kernel') this.#handOver(decision.because);
+    this.#report.decisions.push({ ...withReason(decision, because), rung: this.#rungs[this.#rung]?.name ?? '', atUs });
+    if (decision.action === 'wait') this.#wait(decision.ms, because);
+    else if (decision.action === 'kernel') this.#handOver(because);
     return done;
   }
 
@@ -477,8 +495,9 @@ export class OomCondition {
 
   #kill(id: string, snapshot: Snapshot, settled: Dying['settled'], decision: Decision): boolean {
     const { hierarchy, jobs, options } = this.#setup;
-    const job = jobs.map((group) => group.find(id)).find((found) => found !== undefined);
     const sampled = snapshot.jobs.find((candidate) => candidate.id === id) as Job;
+    // Another job may have come to that path since the snapshot.
+    const job = jobs.map((group) => group.find(id)).find((found) => found?.born === sampled.born);
     const killing = hierarchy.startKilling(() => this.onSignal());
     const targets: Memcg[] = [];
     let usageBefore = diesWith(sampled);
@@ -518,18 +537,15 @@ export class OomCondition {
     this.#report.victims.push(record);
     this.#dying.push({ killing, job, targets, usageBefore, record, settled, helped: false });
     this.#enter('acting');
-    // From here on nobody waits for us: the victim is dying.
-    record.because = decision.because;
-    this.#step(`kills ${job.name} (${count(signalled)}): ${record.because}`, killedUs);
     this.#after('clear', options.clearWithin, () => {
-      this.#step(
-        this.dying
-          ? `${job.name} is not all dead after ${options.clearWithin} ms (clearWithin)`
-          : `not cleared within ${options.clearWithin} ms (clearWithin)`,
-      );
+      const stuck = this.#dying.map((other) => other.job.name).join(', ');
+      if (!this.#setup.owner.oomState().underOom) return this.#cleared();
+      this.#step(`${stuck ? `${stuck} is not all dead` : 'not cleared'} after ${options.clearWithin} ms (clearWithin)`);
       this.#settle(false);
       this.#nextRung();
     });
+    record.because = reasonOf(decision);
+    this.#step(`kills ${job.name} (${count(signalled)}): ${record.because}`, killedUs);
     this.#noteWaiters();
     this.#look();
     return true;
@@ -638,31 +654,26 @@ export class OomCondition {
     const now = hierarchy.clock.nowUs();
     if (!owner.oomState().underOom) {
       this.#quietSinceUs ??= now;
-      if (now - this.#quietSinceUs < SETTLE_US || this.dying) return this.#look();
+      const quietUs = now - this.#quietSinceUs;
+      const clearUs = this.#setup.options.clearWithin * 1000;
+      if (quietUs < SETTLE_US) return this.#look();
+      // A victim that never dies does not keep a condition open in which nobody waits.
+      if (this.#dying.some(({ record }) => this.#sinceUs() - record.killedUs < clearUs)) return this.#look();
       // The kernel's victim gives its memory back before it is gone.
-      if (this.#state === 'kernel' && now - this.#quietSinceUs < GONE_US && this.#kernelVictims().length === 0) {
+      if (this.#state === 'kernel' && quietUs < GONE_US && this.#kernelVictims().length === 0) {
         return this.#look();
       }
-      this.#report.timings.clearedUs = this.#quietSinceUs - this.#openedUs;
-      this.#step('nobody waits any more', this.#report.timings.clearedUs);
-      return this.#end(this.#state === 'kernel' ? 'kernel' : 'cleared');
+      return this.#cleared();
     }
     this.#quietSinceUs = null;
+    this.#pokeLost(now);
     switch (this.#state) {
       case 'deciding':
         if (now - this.#stateSinceUs > LOST_US) this.#noteWaiters();
         break;
       case 'acting':
-        if (this.dying) break;
-        if (!isAtLimit(owner)) {
-          if (now - Math.max(this.#lastDeathUs ?? 0, this.#stateSinceUs) > LOST_US) this.#poke();
-        } else if (now - (this.#lastDeathUs ?? this.#stateSinceUs) > GRACE_US && !this.#setup.deathsNearby()) {
+        if (!this.dying && now - (this.#lastDeathUs ?? this.#stateSinceUs) > GRACE_US && this.#isNeeded())
           this.#decide();
-        }
-        break;
-      case 'kernel':
-        // A task that decided to wait just before the 0 was written sleeps on: writing it again wakes it.
-        if (now - this.#stateSinceUs > LOST_US) owner.setKillDisabled(false);
         break;
       case 'parked':
         if (this.#killableTasks(false)) this.#handOver('there is a task again that the kernel can kill');
@@ -673,14 +684,31 @@ export class OomCondition {
     if (this.open) this.#look();
   }
 
-  /** Wakes waiters that sleep although there is memory: 0 wakes them, and the limit is not reached, so nobody dies. */
-  #poke(): void {
+  /**
+   * A task that decided to wait just as the memory came back, or the killer, sleeps on (since Linux 6.5). Writing 0 wakes
+   * it; while there is memory nobody dies of that.
+   */
+  #pokeLost(now: number): void {
     const { owner, armed } = this.#setup;
-    this.#stateSinceUs = this.#setup.hierarchy.clock.nowUs();
-    if (!armed) return;
+    const handedOver = this.#state === 'kernel';
+    if (!armed || this.#state === 'parked' || (!handedOver && isAtLimit(owner))) {
+      this.#roomSinceUs = null;
+      return;
+    }
+    this.#roomSinceUs ??= now;
+    if (now - this.#roomSinceUs < LOST_US) return;
+    this.#roomSinceUs = now;
     owner.setKillDisabled(false);
+    if (handedOver) return;
     owner.setKillDisabled(true);
     if (this.#report.pokes++ === 0) this.#step('a waiter slept on with memory there: it was woken');
+  }
+
+  #cleared(): void {
+    const clearedUs = (this.#quietSinceUs ?? this.#setup.hierarchy.clock.nowUs()) - this.#openedUs;
+    this.#report.timings.clearedUs = clearedUs;
+    this.#step('nobody waits any more', clearedUs);
+    this.#end(this.#state === 'kernel' ? 'kernel' : 'cleared');
   }
 
   // --- The last rung ---
@@ -696,8 +724,8 @@ export class OomCondition {
       this.#step(`${why}; ${owner.path} lies above what is watched and is left to its owner`);
       return this.#end('left');
     }
-    preference.prepare(jobs, this.#killed, 'now');
-    if (!this.#killableTasks(true) && !this.#killUnprotected(why)) return;
+    preference.prepareHandOver(jobs, this.#killed, owner.limit());
+    if (!this.#killableTasks(true)) return this.#killUnprotected(why);
     this.#noteWaiters();
     this.#pidsBeforeKernel = new Map(jobs.flatMap((group) => group.live().map((job) => [job.name, pidsOf(job)])));
     owner.setKillDisabled(false);
@@ -719,7 +747,7 @@ export class OomCondition {
           const process = hierarchy.openProcess(pid);
           if (process === null) continue;
           try {
-            if (process.scoreAdj() > -1000) return true;
+            if (process.scoreAdj() > NEVER) return true;
           } catch (error) {
             if (!isVanished(error)) throw error;
           } finally {
@@ -735,22 +763,27 @@ export class OomCondition {
   }
 
   /** With nothing for the kernel to kill, a task that waits would spin for ever: a job dies by signal, or an alarm. */
-  #killUnprotected(why: string): boolean {
+  #killUnprotected(why: string): void {
+    const { jobs, options, alarm } = this.#setup;
     const snapshot = this.#takeSnapshot();
-    const unprotected = snapshot.jobs.filter((job) => !job.protected && !job.killed);
-    const [victim] = [...rankJobs(unprotected), ...unprotected];
-    if (victim !== undefined) {
+    const peopled = new Set(
+      jobs.flatMap((group) => group.live()).flatMap((job) => (pidsOf(job).length > 0 ? [job.id] : [])),
+    );
+    const eligible = snapshot.jobs
+      .filter((job) => !job.protected && !job.killed && peopled.has(job.id))
+      .sort(compareJobs);
+    const [victim] = eligible;
+    if (victim !== undefined && this.#report.victims.length < options.maxVictims) {
       const because = 'the kernel can kill no task here';
       this.#kill(victim.id, snapshot, null, { action: 'kill', victim: victim.id, because });
-      return false;
+      return;
     }
-    const message = `${this.owner} stays parked: no task can be killed by the kernel and no job may be killed (${why})`;
     if (this.#state !== 'parked') {
+      const message = `${this.owner} stays parked: no task can be killed by the kernel and no job may be killed (${why})`;
       this.#enter('parked', message);
-      this.#setup.alarm(message);
+      alarm(message);
     }
     this.#look();
-    return false;
   }
 
   #end(outcome: Outcome): void {
@@ -789,6 +822,26 @@ export class OomCondition {
       const pids = before.filter((pid) => !after.has(pid));
       return pids.length > 0 ? [{ job, pids }] : [];
     });
+  }
+}
+
+/** The reason that a policy gives; it may be a getter of the policy's own. */
+function reasonOf(decision: Decision): string {
+  try {
+    return String(decision.because ?? 'no reason was given');
+  } catch (error) {
+    return `the reason could not be read: ${messageOf(error)}`;
+  }
+}
+
+function withReason(decision: Decision, because: string): Decision {
+  switch (decision.action) {
+    case 'kill':
+      return { action: 'kill', victim: decision.victim, because };
+    case 'wait':
+      return { action: 'wait', ms: decision.ms, because };
+    default:
+      return { action: 'kernel', because };
   }
 }
 

@@ -12,7 +12,16 @@ export const FIRST_RUNS = 300;
 /** Runs that come in by the event loop, as a real signal does. */
 export const FIRST_SIGNALS = 30;
 
-export const DRILL_LADDER = parseLadder({ policy: lowestPriority });
+/** Where nobody may be killed there is nothing to go through. */
+export const DRILL_LADDER = parseLadder({
+  policy: (snapshot) => {
+    const decision = lowestPriority(snapshot);
+    return decision.action === 'kill' ? decision : { action: 'wait', ms: 1, because: 'this is a drill' };
+  },
+});
+
+/** Nothing is prepared for a hand-over that does not come. */
+export const NO_PREFERENCE = { prepareHandOver() {} };
 
 /** The memcg as it is, but out of memory: it is read, and then not believed. */
 export function fullMemcg(memcg: Memcg): Memcg {

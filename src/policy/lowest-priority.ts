@@ -51,24 +51,31 @@ export function rankJobs(jobs: readonly Job[]): Job[] {
   return jobs.filter(isCandidate).sort(compareJobs);
 }
 
+/** A job that may die, or may grow until it has to; one that holds tmpfs or page cache is left out. */
+function mayComeToDie(job: Job): boolean {
+  return isCandidate(job) || (!job.protected && !job.killed && job.shmem + job.file < WORTH_KILLING);
+}
+
 /**
- * Those that go before all others whatever their size: of the first one's class and priority.
- * @param when 'now': among the candidates. 'later', or without any: a job that holds next to nothing counts as well, as
- * it may be the one that grows; not so one that holds tmpfs or page cache.
+ * Those that go before all others whatever their size: of the first one's class and priority. A job that holds next to
+ * nothing counts as well: it may be the one that grows.
  */
-export function firstTier(jobs: readonly Job[], when: 'now' | 'later'): Job[] {
-  let ranked = when === 'now' ? rankJobs(jobs) : [];
-  if (ranked.length === 0) {
-    ranked = jobs
-      .filter((job) => isCandidate(job) || (!job.protected && !job.killed && job.shmem + job.file < WORTH_KILLING))
-      .map((job) => ({ ...job, anon: Math.max(job.anon, 1) }))
-      .sort(compareJobs);
-  }
+export function firstTier(jobs: readonly Job[]): Job[] {
+  const ranked = jobs
+    .filter(mayComeToDie)
+    .map((job) => ({ ...job, anon: Math.max(job.anon, 1) }))
+    .sort(compareJobs);
   const [first] = ranked;
   if (first === undefined) return [];
   return ranked.filter(
     (job) => rankClass(job) === rankClass(first) && effectivePriority(job) === effectivePriority(first),
   );
+}
+
+/** The order in which the kernel should take jobs: the candidates, then the others that are not protected. */
+export function rankForKernel(jobs: readonly Job[]): Job[] {
+  const others = jobs.filter((job) => !job.protected && !job.killed && !isCandidate(job)).sort(compareJobs);
+  return [...rankJobs(jobs), ...others];
 }
 
 /** Kills the job that ranks lowest; hands over to the kernel when there is no candidate. */

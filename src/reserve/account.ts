@@ -60,9 +60,9 @@ export class Account implements ReserveCounters {
     return this.parent === null ? own : Math.min(own, this.parent.available);
   }
 
-  /** Charges here and above; false, and counted as a failure here, when any level has no room. */
-  tryCharge(bytes: number): boolean {
-    if (bytes > this.available) {
+  /** Charges here and above; false, and counted as a failure here, when any level has no room or nothing backs it. */
+  tryCharge(bytes: number, backed = true): boolean {
+    if (!backed || bytes > this.available) {
       this.#failures++;
       return false;
     }
@@ -75,12 +75,6 @@ export class Account implements ReserveCounters {
 
   uncharge(bytes: number): void {
     for (let level: Account | null = this; level !== null; level = level.parent) level.#charged -= bytes;
-  }
-
-  /** Takes back a charge that could not be backed, as if it had been refused. */
-  refuse(bytes: number): void {
-    this.uncharge(bytes);
-    this.#failures++;
   }
 }
 
@@ -140,10 +134,10 @@ export class ConditionReserve implements Reserve {
       );
     }
     const charged = wholePages(bytes);
-    if (!this.#account.tryCharge(charged)) return null;
+    // The range first: there may be room in all, but not in one piece.
     const range = this.#arena?.take(bytes) ?? null;
-    if (range === null) {
-      this.#account.refuse(charged); // room in all, but not in one piece
+    if (!this.#account.tryCharge(charged, range !== null) || range === null) {
+      range?.giveBack();
       return null;
     }
     let { buffer } = range;

@@ -131,5 +131,6 @@ function parseSizeText(text: string): number | undefined {
 }
 
 function parseFlagText(text: string): boolean | undefined {
-  return { '1': true, true: true, '0': false, false: false }[text];
+  if (text === '1' || text === 'true') return true;
+  return text === '0' || text === 'false' ? false : undefined;
 }

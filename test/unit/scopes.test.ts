@@ -460,15 +460,17 @@ describe('the iterator style', () => {
   });
 
   test('no more victims than maxVictims: then the kernel has it', async () => {
-    const { clock, hierarchy, condition, batch, reports } = await iterate({ maxVictims: 1 });
+    const { clock, hierarchy, condition, batch, web, reports } = await iterate({ maxVictims: 1 });
     hierarchy.exit(batch);
     hierarchy.make('/jobs/batch').shmem = 34 * MiB;
     const spare = hierarchy.spawn(hierarchy.make('/jobs/spare'), 'spare');
+    hierarchy.grow(web, 64 * MiB);
     void condition.kill('/jobs/batch');
     await clock.advance(100);
     await expect(condition.kill('/jobs/spare')).rejects.toEqual(withCode('ERR_REPRIEVE_CONDITION_CLOSED'));
-    expect(reports).toMatchObject([{ victims: [{ name: 'batch' }] }]);
-    expect(spare.gone).toBe(false);
+    expect(reports).toMatchObject([
+      { outcome: 'kernel', victims: [{ name: 'batch' }], kernelVictims: [{ job: 'spare', pids: [spare.pid] }] },
+    ]);
   });
 
   test('a victim that does not die in time resolves as not dead', async () => {
