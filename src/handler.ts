@@ -207,6 +207,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         options: ladder,
         rules,
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
+        reserveBytes: this.#ground.reserve.bytes,
         isArmed: (inode) => this.#memberOf(inode) !== undefined,
         near: (watch) => this.#warmUp(watch),
         ended: (ended) => {
@@ -384,6 +385,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       try {
         for (const armed of watch.members()) {
           if (!isAtOrBelow(armed.memcg.path, path)) continue;
+          if (this.#conditions.has(armed.memcg.inode)) continue; // it looks by itself
           armed.rearm();
           const { killDisabled, underOom } = armed.memcg.oomState();
           if (killDisabled && underOom) this.#signalled(armed, this.#ground.hierarchy.clock.nowUs());

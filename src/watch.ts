@@ -4,6 +4,7 @@ import { Subtree } from './cgroup/subtree.js';
 import type { OomCondition } from './condition/condition.js';
 import type { LadderOptions } from './condition/options.js';
 import { isVanished, ReprieveError } from './errors.js';
+import { setKernelReserve } from './reserve/kernel.js';
 import { Jobs } from './snapshot/jobs.js';
 import type { JobRules } from './snapshot/settings.js';
 import { ArmedMemcg } from './source/armed.js';
@@ -27,6 +28,8 @@ export interface WatchSetup {
   rules: JobRules;
   /** Called for each signal of an armed memcg. */
   signalled: (watch: Watch, armed: ArmedMemcg, atUs: number) => void;
+  /** For the kernel's own reserve, where there is one. */
+  reserveBytes: number;
   /** True if another watch has armed that memcg. */
   isArmed: (inode: number) => boolean;
   /** The scope comes near to its limit. */
@@ -46,6 +49,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   readonly preference: KernelPreference;
   readonly #queue: OomCondition[] = [];
   readonly #conditions = new Set<OomCondition>();
+  #restoreReserve: (() => void) | null = null;
   readonly #wakes = new Set<() => void>();
   #dropped = 0;
   #state: WatchState = 'watching';
@@ -63,6 +67,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     });
     try {
       this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
+      this.#restoreReserve = setKernelReserve(scope, setup.reserveBytes);
       this.#arm(scope, above);
       this.#armBelow();
       this.#listenNear();
@@ -197,11 +202,10 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     return this.member(this.#setup.scope.inode);
   }
 
-  /** Once a second: arms again what the kernel has cleared, and prepares the kernel's choice for new processes. */
+  /** Once a second: looks for what is new since, such as processes, or another limit. */
   tick(): void {
     if (this.#state !== 'watching') return;
     try {
-      for (const armed of this.#armed.values()) armed.rearm();
       this.#armBelow();
       this.#listenNear();
       this.preference.prepare([...this.#jobs.values()]);
@@ -278,6 +282,9 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   /** Puts everything back at once, without waiting: also for the exit of the process. */
   #disarm(): void {
     this.#near?.listener.close();
+    this.#near = null;
+    this.#restoreReserve?.();
+    this.#restoreReserve = null;
     for (const armed of this.#armed.values()) armed.restore();
     // Memcgs made after the last look inherited our setting.
     this.#setup.hierarchy.drainTree();

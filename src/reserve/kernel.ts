@@ -1,0 +1,22 @@
+import type { Memcg } from '../cgroup/cgroup.js';
+import { isVanished } from '../errors.js';
+
+/**
+ * The kernel's own reserve, on a kernel with the userspace OOM patchset: how far a process that waits for
+ * out-of-memory notifications may charge the memcg above its limit. Null on a kernel without it.
+ * @returns puts back what was there
+ */
+export function setKernelReserve(memcg: Memcg, bytes: number): (() => void) | null {
+  const reserve = memcg.kernelReserve();
+  if (reserve === null) return null;
+  const original = reserve.read();
+  reserve.write(bytes);
+  const written = reserve.read(); // the kernel rounds up to pages
+  return () => {
+    try {
+      if (reserve.read() === written) reserve.write(original);
+    } catch (error) {
+      if (!isVanished(error)) throw error;
+    }
+  };
+}
