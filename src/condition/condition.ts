@@ -32,6 +32,8 @@ const GONE_US = 200_000;
 const ROUNDS_US = 2_000;
 /** Longest pause between two looks while nothing is signalled, in milliseconds. */
 const LONGEST_LOOK_MS = 50;
+/** Less than this that stays charged to a dead job is the kernel's own. */
+const WORTH_SAYING = 2 ** 20;
 /** Threads listed as waiting, at most. */
 const MOST_WAITERS = 200;
 
@@ -636,9 +638,11 @@ export class OomCondition {
     this.#report.timings.deadUs = record.deadUs;
     this.#lastDeathUs = this.#setup.hierarchy.clock.nowUs();
     const back = formatBytes(record.freed);
-    const stays = record.left ? `; ${formatBytes(record.left)} stay charged (tmpfs or page cache)` : '';
+    const { left } = record;
+    const stays =
+      left !== null && left >= WORTH_SAYING ? `; ${formatBytes(left)} stay charged (tmpfs or page cache)` : '';
     this.#step(
-      record.freed < (record.left ?? 0) / 2
+      record.freed < (left ?? 0) / 2
         ? `${job.name} is dead, but its death brought back only ${back}${stays}`
         : `${job.name} is dead: ${back} came back${stays}`,
       record.deadUs,
@@ -801,6 +805,7 @@ export class OomCondition {
     this.#dying = [];
     const report = this.#report;
     report.reserve = this.#setup.reserve.counters();
+    report.steps.sort((a, b) => a.atUs - b.atUs);
     this.#setup.reserve.close();
     report.outcome = outcome;
     report.timings.endedUs = this.#sinceUs();

@@ -98,47 +98,51 @@ export function lowestPriority(snapshot: Snapshot): KillDecision | KernelDecisio
 
 function whyFirst(first: Job, jobs: readonly Job[]): string {
   const brings = `${formatBytes(diesWith(first))} die with it`;
-  const rivals = rankJobs(jobs).filter((job) => job !== first);
-  const [next] = rivals;
+  const next = rankJobs(jobs).find((job) => job !== first);
   if (next === undefined) return `it is the only job that may be killed and would bring memory back; ${brings}`;
-  return `${difference(first, next)}; ${brings}`;
+  return `${whyBefore(first, next)}; ${brings}`;
 }
 
-/** Why `first` goes before `next`: the first criterion in which they differ. */
-function difference(first: Job, next: Job): string {
+/** Why `first` goes before `next`: the first criterion in which they differ; of `first` it speaks as 'it'. */
+function whyBefore(first: Job, next: Job): string {
+  const over = `it is ${formatBytes(overage(first))} above its reservation`;
   if (rankClass(first) !== rankClass(next)) {
     return isOver(next)
-      ? `it is ${formatBytes(overage(first))} above its reservation, and ${next.name} is ranked by its overPriority`
-      : `it is ${formatBytes(overage(first))} above its reservation, and ${next.name} is within its own`;
+      ? `${over}, and ${next.name} is ranked by its overPriority`
+      : `${over}, and ${next.name} is within its own`;
   }
   if (effectivePriority(first) !== effectivePriority(next)) {
     return `its priority ${effectivePriority(first)} is the lowest (next is ${next.name} with ${effectivePriority(next)})`;
   }
-  const same = `of the same priority ${effectivePriority(first)} as ${next.name}`;
-  if (overage(first) !== overage(next)) return `${same}, it is further above its reservation`;
-  if (diesWith(first) !== diesWith(next)) return `${same}, it holds more memory`;
-  if (first.born !== next.born) return `${same} and size, it is younger`;
-  return `${same}, size and age, it comes first by name`;
+  return `of the same priority ${effectivePriority(first)} as ${next.name}, it ${finerDifference(first, next)}`;
+}
+
+/** Why `job` is spared for `first`: the same criterion, from the other side. */
+function whySpared(job: Job, first: Job): string {
+  if (rankClass(first) !== rankClass(job)) {
+    const over = `${first.name} is ${formatBytes(overage(first))} above its reservation`;
+    return isOver(job) ? `it is ranked by its overPriority, and ${over}` : `it is within its reservation, and ${over}`;
+  }
+  if (effectivePriority(first) !== effectivePriority(job)) {
+    return `its priority ${effectivePriority(job)} is higher than ${first.name}'s ${effectivePriority(first)}`;
+  }
+  return `${first.name}, of the same priority ${effectivePriority(first)}, ${finerDifference(first, job)}`;
+}
+
+function finerDifference(first: Job, next: Job): string {
+  const reserved = first.reservation > 0 || next.reservation > 0;
+  if (overage(first) !== overage(next)) return reserved ? 'is further above its reservation' : 'holds more memory';
+  if (diesWith(first) !== diesWith(next)) return 'holds more memory';
+  return first.born !== next.born ? 'is younger, and as large' : 'is as large and as old, and comes first by name';
 }
 
 /** A sentence for each job: who would die now, and why not the others; in the order in which they would. */
 export function explain(snapshot: Snapshot): string[] {
-  const ranked = rankJobs(snapshot.jobs);
-  const [first] = ranked;
+  const [first, ...spared] = rankJobs(snapshot.jobs);
   const others = snapshot.jobs.filter((job) => !isCandidate(job)).sort(compareJobs);
   return [
-    ...ranked.map((job) =>
-      job === first
-        ? `${job.name} dies first: ${whyFirst(job, snapshot.jobs)}.`
-        : `${job.name} lives on: ${
-            first
-              ? difference(first, job)
-                  .replace(/^it is/, `${first.name} is`)
-                  .replace(/^its/, `${first.name}'s`)
-                  .replace(/, it /, `, ${first.name} `)
-              : ''
-          }.`,
-    ),
+    ...(first === undefined ? [] : [`${first.name} dies first: ${whyFirst(first, snapshot.jobs)}.`]),
+    ...(first === undefined ? [] : spared.map((job) => `${job.name} lives on: ${whySpared(job, first)}.`)),
     ...others.map((job) => `${job.name} is no candidate: ${whyNot(job)}.`),
   ];
 }
