@@ -1,7 +1,8 @@
 export type { Capabilities } from './capabilities.js';
 export type { Waiter } from './cgroup/cgroup.js';
-export type { KillResult, OomCondition } from './condition/condition.js';
+export type { OomCondition } from './condition/condition.js';
 export type { WatchDeadlines } from './condition/options.js';
+export type { KillResult } from './condition/victims.js';
 export { ERROR_CODES, type ErrorCode, ReprieveError } from './errors.js';
 export {
   type HandlerEvents,

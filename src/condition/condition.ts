@@ -5,18 +5,19 @@
  * answers at once. Everything else is driven by `#check`, which looks at the memcg's state and goes on from there:
  * signals, exits and timers only say when to look.
  */
-import { type KernelPreference, NEVER } from '../action/kernel-preference.js';
-import { closeAll, type Hierarchy, type Killing, type Memcg, openDescendants } from '../cgroup/cgroup.js';
+import { goneSince, hasKillableTask, processesOf } from '../action/hand-over.js';
+import type { KernelPreference } from '../action/kernel-preference.js';
+import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
 import { isVanished, ReprieveError } from '../errors.js';
 import { checkDecision, type Decision, findVictim, type Policy, type PolicyContext } from '../policy/decision.js';
 import { compareJobs, explain } from '../policy/lowest-priority.js';
-import type { Outcome, Report, Victim } from '../report/report.js';
+import type { Outcome, Report } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
-import { identityOf, type Jobs, type LiveJob, pidsIn, pidsOf } from '../snapshot/jobs.js';
+import { type Jobs, pidsOf } from '../snapshot/jobs.js';
 import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
 import { isAtLimit } from '../source/owner.js';
-import { formatBytes } from '../units.js';
 import type { LadderOptions } from './options.js';
+import { type KillResult, Victims } from './victims.js';
 
 /** `under_oom` falls for a moment whenever waiters are woken: it must stay down this long to count as cleared. */
 const SETTLE_US = 10_000;
@@ -24,29 +25,12 @@ const SETTLE_US = 10_000;
 const GRACE_US = 5_000;
 /** A waiter that sleeps on this long with memory there was lost (since Linux 6.5) and is poked. */
 const LOST_US = 20_000;
-/** A victim that still lives after this long is helped by process_mrelease(2). */
-const SLOW_DEATH_US = 50_000;
 /** A process that the kernel killed is gone within this time after the memory came back, or is not waited for. */
 const GONE_US = 200_000;
-/** How long one turn of the event loop may go on killing what a victim forks. */
-const ROUNDS_US = 2_000;
 /** Longest pause between two looks while nothing is signalled, in milliseconds. */
 const LONGEST_LOOK_MS = 50;
-/** Less than this that stays charged to a dead job is the kernel's own. */
-const WORTH_SAYING = 2 ** 20;
 /** Threads listed as waiting, at most. */
 const MOST_WAITERS = 200;
-
-/** What `condition.kill()` did. */
-export interface KillResult {
-  job: string;
-  /** Processes that were signalled. */
-  processes: number;
-  /** All of them are gone. */
-  dead: boolean;
-  /** Memory that came back, in bytes; null if the job is not dead yet. */
-  freed: number | null;
-}
 
 /** What a condition is opened with. */
 export interface ConditionSetup {
@@ -73,16 +57,6 @@ export interface ConditionSetup {
 type Rung = { name: string; decide: Policy | 'caller' | 'kernel' };
 type State = 'deciding' | 'acting' | 'waiting' | 'kernel' | 'parked' | 'ended';
 
-interface Dying {
-  killing: Killing;
-  job: LiveJob;
-  targets: Memcg[];
-  usageBefore: number;
-  record: Victim;
-  settled: ((result: KillResult) => void) | null;
-  helped: boolean;
-}
-
 const faultsAtKill = new Float64Array(2);
 let nextNumber = 1;
 
@@ -96,7 +70,7 @@ export class OomCondition {
   readonly #report: Report;
   #abort: AbortController | null = null;
   readonly #closed: { promise: Promise<Report>; resolve: (report: Report) => void };
-  readonly #killed = new Set<string>();
+  readonly #victims: Victims;
   readonly #timers = new Map<string, () => void>();
   readonly #faultsAtEvent = new Float64Array(2);
   #state: State = 'waiting';
@@ -105,14 +79,13 @@ export class OomCondition {
   #question = 0;
   #asked: AbortController | null = null;
   #waitedMs = 0;
-  #dying: Dying[] = [];
   #quietSinceUs: number | null = null;
   #stateSinceUs: number;
-  #lastDeathUs: number | null = null;
   /** Since when somebody waits though there is room. */
   #roomSinceUs: number | null = null;
   #delivered = false;
-  #pidsBeforeKernel: Map<string, number[]> | null = null;
+  /** Processes by job, as they were when the kernel got the memcg. */
+  #beforeKernel: Map<string, number[]> | null = null;
 
   constructor(setup: ConditionSetup, atUs: number) {
     this.#setup = setup;
@@ -129,6 +102,12 @@ export class OomCondition {
       resolve = done;
     });
     this.#closed = { promise, resolve };
+    this.#victims = new Victims(
+      setup.hierarchy,
+      atUs,
+      () => this.onSignal(),
+      (text, at) => this.#step(text, at),
+    );
     this.#report = {
       version: 1,
       id: this.id,
@@ -141,7 +120,7 @@ export class OomCondition {
       snapshot: null,
       decisions: [],
       explanation: [],
-      victims: [],
+      victims: this.#victims.records,
       kernelVictims: [],
       waiters: [],
       steps: [],
@@ -178,7 +157,7 @@ export class OomCondition {
 
   /** True while a job that was killed here is not all dead. */
   get dying(): boolean {
-    return this.#dying.length > 0;
+    return this.#victims.dying.length > 0;
   }
 
   // --- What the caller of the iterator style does ---
@@ -343,7 +322,9 @@ export class OomCondition {
     const { owner, jobs, armed } = this.#setup;
     const limit = owner.limit();
     const sampled =
-      jobs.length === 1 && jobs[0] ? jobs[0].sample(this.#killed) : jobs.flatMap((group) => group.sample(this.#killed));
+      jobs.length === 1 && jobs[0]
+        ? jobs[0].sample(this.#victims.killed)
+        : jobs.flatMap((group) => group.sample(this.#victims.killed));
     return {
       version: 1,
       owner: owner.path,
@@ -495,70 +476,37 @@ export class OomCondition {
     this.#look();
   }
 
-  #kill(id: string, snapshot: Snapshot, settled: Dying['settled'], decision: Decision): boolean {
-    const { hierarchy, jobs, options } = this.#setup;
+  #kill(id: string, snapshot: Snapshot, settled: ((result: KillResult) => void) | null, decision: Decision): boolean {
+    const { jobs, options } = this.#setup;
     const sampled = snapshot.jobs.find((candidate) => candidate.id === id) as Job;
     // Another job may have come to that path since the snapshot.
     const job = jobs.map((group) => group.find(id)).find((found) => found?.born === sampled.born);
-    const killing = hierarchy.startKilling(() => this.onSignal());
-    const targets: Memcg[] = [];
-    let usageBefore = diesWith(sampled);
-    let signalled = 0;
-    if (job?.kind === 'process') {
-      signalled = killing.signal(job.process);
-    } else if (job !== undefined) {
-      targets.push(job.memcg, ...openDescendants(job.memcg));
-      usageBefore = job.memcg.usage();
-      signalled = killing.round(targets);
-    }
-    const killedUs = this.#sinceUs();
-    if (this.#report.timings.killedUs === null && signalled > 0) {
-      this.#setup.readFaults(faultsAtKill);
-      const [minor = 0, major = 0] = faultsAtKill.map((count, index) => count - (this.#faultsAtEvent[index] ?? 0));
-      this.#report.faults = { minor, major };
-      this.#report.timings.killedUs = killedUs;
-    }
     if (job === undefined) {
-      killing.close();
       this.#enter('acting', `job ${sampled.name} is gone by itself`);
       this.#look();
       return false;
     }
-    this.#killed.add(identityOf(job));
-    const record: Victim = {
-      job: job.id,
-      name: job.name,
-      rung: this.#rungs[this.#rung]?.name ?? 'kernel',
-      because: '',
-      pids: [],
-      killedUs,
-      deadUs: null,
-      freed: null,
-      left: null,
-    };
-    this.#report.victims.push(record);
-    this.#dying.push({ killing, job, targets, usageBefore, record, settled, helped: false });
+    const rung = this.#rungs[this.#rung]?.name ?? 'kernel';
+    const record = this.#victims.kill(job, diesWith(sampled), rung, settled);
+    if (this.#report.timings.killedUs === null && record.pids.length > 0) {
+      this.#setup.readFaults(faultsAtKill);
+      const [minor = 0, major = 0] = faultsAtKill.map((faults, index) => faults - (this.#faultsAtEvent[index] ?? 0));
+      this.#report.faults = { minor, major };
+      this.#report.timings.killedUs = record.killedUs;
+    }
     this.#enter('acting');
     this.#after('clear', options.clearWithin, () => {
-      const stuck = this.#dying.map((other) => other.job.name).join(', ');
+      const stuck = this.#victims.dying.join(', ');
       if (!this.#setup.owner.oomState().underOom) return this.#cleared();
       this.#step(`${stuck ? `${stuck} is not all dead` : 'not cleared'} after ${options.clearWithin} ms (clearWithin)`);
-      this.#settle(false);
+      this.#victims.settle();
       this.#nextRung();
     });
     record.because = reasonOf(decision);
-    this.#step(`kills ${job.name} (${count(signalled)}): ${record.because}`, killedUs);
+    this.#step(`kills ${job.name} (${count(record.pids.length)}): ${record.because}`, record.killedUs);
     this.#noteWaiters();
     this.#look();
     return true;
-  }
-
-  /** Resolves what a caller waits for. */
-  #settle(dead: boolean): void {
-    for (const dying of this.#dying) {
-      dying.settled?.({ job: dying.job.id, processes: dying.record.pids.length, dead, freed: dying.record.freed });
-      dying.settled = null;
-    }
   }
 
   /** Who waits: seen after the first action, or while an answer is awaited, as that may take long. */
@@ -575,7 +523,7 @@ export class OomCondition {
         if (job.kind !== 'memcg') continue;
         const below = openDescendants(job.memcg);
         for (const memcg of [job.memcg, ...below]) note(job.name, memcg);
-        for (const memcg of below) memcg.close();
+        closeAll(below);
       }
     } catch (error) {
       if (!isVanished(error)) throw error; // only for the report; the next look finds out
@@ -592,64 +540,13 @@ export class OomCondition {
 
   #check(): void {
     try {
-      this.#checkDeaths();
+      // What forks while it is killed is gone on with at once, but others have a turn between.
+      if (this.#victims.check()) this.#after('rounds', 0, () => this.#check());
+      if (this.#victims.lastDeathUs !== null) this.#report.timings.deadUs = this.#victims.lastDeathUs - this.#openedUs;
       this.#checkState();
     } catch (error) {
       this.#failed(error);
     }
-  }
-
-  #checkDeaths(): void {
-    const { clock } = this.#setup.hierarchy;
-    for (const dying of [...this.#dying]) {
-      const { killing, job, record } = dying;
-      let signalled = 0;
-      const stop = clock.nowUs() + ROUNDS_US;
-      if (job.kind === 'memcg') {
-        do {
-          closeAll(dying.targets.splice(1));
-          dying.targets.push(...openDescendants(job.memcg));
-          signalled = killing.round(dying.targets);
-        } while (signalled > 0 && clock.nowUs() < stop);
-      }
-      if (signalled > 0) {
-        this.#after('rounds', 0, () => this.#check()); // it forks: go on at once, but let others have a turn
-        continue;
-      }
-      if (killing.alive() > 0 || killing.unreachable > 0) {
-        if (!dying.helped && this.#sinceUs() - record.killedUs > SLOW_DEATH_US) {
-          dying.helped = true;
-          const [reaped] = killing.release();
-          if (reaped > 0) this.#step(`${job.name} is slow to die: its memory was reaped (process_mrelease)`);
-        }
-        continue;
-      }
-      this.#dead(dying);
-    }
-  }
-
-  #dead(dying: Dying): void {
-    const { job, killing, record, usageBefore } = dying;
-    this.#dying = this.#dying.filter((other) => other !== dying);
-    record.pids = [...killing.pids];
-    record.deadUs = this.#sinceUs();
-    record.left = leftOf(job);
-    record.freed = Math.max(0, usageBefore - (record.left ?? 0));
-    this.#report.timings.deadUs = record.deadUs;
-    this.#lastDeathUs = this.#setup.hierarchy.clock.nowUs();
-    const back = formatBytes(record.freed);
-    const { left } = record;
-    const stays =
-      left !== null && left >= WORTH_SAYING ? `; ${formatBytes(left)} stay charged (tmpfs or page cache)` : '';
-    this.#step(
-      record.freed < (left ?? 0) / 2
-        ? `${job.name} is dead, but its death brought back only ${back}${stays}`
-        : `${job.name} is dead: ${back} came back${stays}`,
-      record.deadUs,
-    );
-    dying.settled?.({ job: job.id, processes: record.pids.length, dead: true, freed: record.freed });
-    killing.close();
-    closeAll(dying.targets.splice(1));
   }
 
   #checkState(): void {
@@ -662,7 +559,7 @@ export class OomCondition {
       const clearUs = this.#setup.options.clearWithin * 1000;
       if (quietUs < SETTLE_US) return this.#look();
       // A victim that never dies does not keep a condition open in which nobody waits.
-      if (this.#dying.some(({ record }) => this.#sinceUs() - record.killedUs < clearUs)) return this.#look();
+      if (this.#victims.isDyingFor(clearUs)) return this.#look();
       // The kernel's victim gives its memory back before it is gone.
       if (this.#state === 'kernel' && quietUs < GONE_US && this.#kernelVictims().length === 0) {
         return this.#look();
@@ -676,11 +573,11 @@ export class OomCondition {
         if (now - this.#stateSinceUs > LOST_US) this.#noteWaiters();
         break;
       case 'acting':
-        if (!this.dying && now - (this.#lastDeathUs ?? this.#stateSinceUs) > GRACE_US && this.#isNeeded())
+        if (!this.dying && now - (this.#victims.lastDeathUs ?? this.#stateSinceUs) > GRACE_US && this.#isNeeded())
           this.#decide();
         break;
       case 'parked':
-        if (this.#killableTasks(false)) this.#handOver('there is a task again that the kernel can kill');
+        if (hasKillableTask(hierarchy, owner)) this.#handOver('there is a task again that the kernel can kill');
         break;
       default:
         break;
@@ -719,19 +616,22 @@ export class OomCondition {
 
   #handOver(why: string): void {
     if (this.#state === 'kernel' || this.#state === 'ended') return;
-    const { owner, armed, preference, jobs, options } = this.#setup;
+    const { hierarchy, owner, armed, preference, jobs, options } = this.#setup;
     for (const name of ['respond', 'clear', 'wait', 'next', 'handle']) this.#cancel(name);
     this.#nextQuestion();
-    this.#settle(false);
+    this.#victims.settle();
     this.#rung = this.#rungs.length - 1;
     if (!armed) {
       this.#step(`${why}; ${owner.path} lies above what is watched and is left to its owner`);
       return this.#end('left');
     }
-    preference.prepareHandOver(jobs, this.#killed, owner.limit());
-    if (!this.#killableTasks(true)) return this.#killUnprotected(why);
+    preference.prepareHandOver(jobs, this.#victims.killed, owner.limit());
+    if (!hasKillableTask(hierarchy, owner)) {
+      this.#step('the kernel could kill nothing here: every task has oom_score_adj -1000');
+      return this.#killUnprotected(why);
+    }
     this.#noteWaiters();
-    this.#pidsBeforeKernel = new Map(jobs.flatMap((group) => group.live().map((job) => [job.name, pidsOf(job)])));
+    this.#beforeKernel = processesOf(jobs);
     owner.setKillDisabled(false);
     this.#enter('kernel', `handed over to the kernel's own killer: ${why}`);
     this.#after('clear', options.clearWithin, () => {
@@ -739,31 +639,6 @@ export class OomCondition {
       this.#end('kernel');
     });
     this.#look();
-  }
-
-  /** True if the kernel's killer finds a task that it may take (oom_score_adj above -1000). */
-  #killableTasks(note: boolean): boolean {
-    const { hierarchy, owner } = this.#setup;
-    const below = openDescendants(owner);
-    try {
-      for (const memcg of [owner, ...below]) {
-        for (const pid of pidsIn(memcg)) {
-          const process = hierarchy.openProcess(pid);
-          if (process === null) continue;
-          try {
-            if (process.scoreAdj() > NEVER) return true;
-          } catch (error) {
-            if (!isVanished(error)) throw error;
-          } finally {
-            process.close();
-          }
-        }
-      }
-    } finally {
-      closeAll(below);
-    }
-    if (note) this.#step('the kernel could kill nothing here: every task has oom_score_adj -1000');
-    return false;
   }
 
   /** With nothing for the kernel to kill, a task that waits would spin for ever: a job dies by signal, or an alarm. */
@@ -792,17 +667,12 @@ export class OomCondition {
 
   #end(outcome: Outcome): void {
     if (this.#state === 'ended') return;
-    this.#settle(false);
+    this.#victims.settle();
     this.#enter('ended');
     for (const cancel of this.#timers.values()) cancel();
     this.#timers.clear();
     this.#nextQuestion();
-    for (const { killing, record, targets } of this.#dying) {
-      record.pids = [...killing.pids];
-      killing.close();
-      closeAll(targets.splice(1));
-    }
-    this.#dying = [];
+    this.#victims.close();
     const report = this.#report;
     report.reserve = this.#setup.reserve.counters();
     report.steps.sort((a, b) => a.atUs - b.atUs);
@@ -819,14 +689,8 @@ export class OomCondition {
     this.#closed.resolve(report);
   }
 
-  /** Processes that are gone since the hand-over, by job. */
   #kernelVictims(): { job: string; pids: number[] }[] {
-    const live = this.#setup.jobs.flatMap((group) => group.live());
-    return [...(this.#pidsBeforeKernel ?? [])].flatMap(([job, before]) => {
-      const after = new Set(live.filter(({ name }) => name === job).flatMap(pidsOf));
-      const pids = before.filter((pid) => !after.has(pid));
-      return pids.length > 0 ? [{ job, pids }] : [];
-    });
+    return this.#beforeKernel === null ? [] : goneSince(this.#beforeKernel, this.#setup.jobs);
   }
 }
 
@@ -860,15 +724,4 @@ function isPromise<T>(value: T | PromiseLike<T>): value is PromiseLike<T> {
 
 function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
-}
-
-/** What is still charged to a dead job; null for a process, or if the memcg is gone. */
-function leftOf(job: LiveJob): number | null {
-  if (job.kind === 'process') return null;
-  try {
-    return job.memcg.usage();
-  } catch (error) {
-    if (isVanished(error)) return null;
-    throw error;
-  }
 }

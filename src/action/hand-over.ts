@@ -1,0 +1,45 @@
+import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
+import { isVanished } from '../errors.js';
+import { type Jobs, pidsIn, pidsOf } from '../snapshot/jobs.js';
+import { NEVER } from './kernel-preference.js';
+
+/** True if the kernel's killer finds a task there that it may take; else its waiters would spin for ever. */
+export function hasKillableTask(hierarchy: Hierarchy, memcg: Memcg): boolean {
+  const below = openDescendants(memcg);
+  try {
+    return [memcg, ...below].some((level) => pidsIn(level).some((pid) => isKillable(hierarchy, pid)));
+  } finally {
+    closeAll(below);
+  }
+}
+
+function isKillable(hierarchy: Hierarchy, pid: number): boolean {
+  const process = hierarchy.openProcess(pid);
+  if (process === null) return false;
+  try {
+    return process.scoreAdj() > NEVER;
+  } catch (error) {
+    if (isVanished(error)) return false;
+    throw error;
+  } finally {
+    process.close();
+  }
+}
+
+/** Processes of each job, by its name. */
+export function processesOf(groups: readonly Jobs[]): Map<string, number[]> {
+  return new Map(groups.flatMap((jobs) => jobs.live().map((job) => [job.name, pidsOf(job)])));
+}
+
+/** Whose processes are gone since then: where the kernel had the memcg, it took them. */
+export function goneSince(
+  before: ReadonlyMap<string, number[]>,
+  groups: readonly Jobs[],
+): { job: string; pids: number[] }[] {
+  const now = processesOf(groups);
+  return [...before].flatMap(([job, pids]) => {
+    const left = new Set(now.get(job));
+    const gone = pids.filter((pid) => !left.has(pid));
+    return gone.length > 0 ? [{ job, pids: gone }] : [];
+  });
+}
