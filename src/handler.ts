@@ -1,43 +1,23 @@
 import { addAbortListener, EventEmitter } from 'node:events';
-import { type Capabilities, probeCapabilities } from './capabilities.js';
+import type { Capabilities } from './capabilities.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
 import { isAtOrBelow } from './cgroup/cgroup.js';
-import { findMemoryV1, readCgroupMounts } from './cgroup/mounts.js';
-import { HierarchyV1 } from './cgroup/v1.js';
 import { OomCondition } from './condition/condition.js';
 import { DRILL_LADDER, dryHierarchy, FIRST_RUNS, FIRST_SIGNALS, fullMemcg, NO_PREFERENCE } from './condition/drill.js';
 import { parseLadder, type WatchDeadlines } from './condition/options.js';
 import { invalidOption, isVanished, ReprieveError } from './errors.js';
-import { native } from './native.js';
 import type { Policy } from './policy/decision.js';
 import type { Report } from './report/report.js';
 import { Account, ConditionReserve, type ReserveCounters } from './reserve/account.js';
-import { ArenaAllocator, openArena, wholePages } from './reserve/arena.js';
-import { type Hardening, harden, type Scheduling } from './self/hardening.js';
-import { enterOwnMemcg, type OwnMemcg, ownMemcgPath } from './self/own-memcg.js';
+import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
 import { JobRules, type JobSettings } from './snapshot/settings.js';
 import type { ArmedMemcg } from './source/armed.js';
 import { findOwner } from './source/owner.js';
 import { parseScope } from './source/scope.js';
-import { bytesOf, type Size } from './units.js';
 import { openAbove, Watch } from './watch.js';
 
 /** How often new processes are looked for and cleared memcgs are armed again, in milliseconds. */
 const TICK_MS = 1_000;
-
-/** Options of `OomHandler.open()`. */
-export interface HandlerOptions {
-  /** Memory for the handler to work in, locked and resident from the start; '8MiB' by default, 0 for none. */
-  reserve?: Size;
-  /** How the calling thread is scheduled: 'realtime' (SCHED_RR 1) where allowed, else 'nice' (-20), else as it is. */
-  scheduling?: Scheduling;
-  /** Lock the program text into memory; true by default. */
-  lockText?: boolean;
-  /** Move this process to a memcg of its own, outside of everything watched; true by default. */
-  ownMemcg?: boolean;
-  /** Closes the handler when aborted. */
-  signal?: AbortSignal;
-}
 
 /** Options of `handler.watch()`. */
 export interface WatchOptions extends WatchDeadlines {
@@ -65,19 +45,6 @@ export interface HandlerEvents {
 
 /** A watch that is being set up: await it, or iterate over its conditions at once. */
 export type PendingWatch = Promise<Watch> & AsyncIterable<OomCondition>;
-
-/** What a handler stands on; replaced as a whole by the simulation. */
-export interface Ground {
-  hierarchy: Hierarchy;
-  capabilities: Capabilities;
-  /** Bytes and allocator of the software reserve. */
-  reserve: { bytes: number; arena: ArenaAllocator };
-  /** Path of the handler's own memcg, undefined if it is none of this hierarchy. */
-  ownPath: () => string | undefined;
-  readFaults: (out: Float64Array) => void;
-  /** Synchronous. */
-  leave: () => void;
-}
 
 /** What was left to its owner above is not taken up again within this time while it goes on. */
 const LEFT_US = 10_000_000;
@@ -456,53 +423,6 @@ function closeOnAbort(signal: AbortSignal | undefined, opened: { close(): Promis
   if (signal === undefined) return () => {};
   const listener = addAbortListener(signal, () => void opened.close());
   return () => listener[Symbol.dispose]();
-}
-
-function openGround(options: HandlerOptions): Ground {
-  const bytes = wholePages(bytesOf(options.reserve ?? '8MiB', 'the `reserve` option'));
-  const scheduling = options.scheduling ?? 'realtime';
-  if (!['realtime', 'nice', 'keep'].includes(scheduling)) {
-    throw invalidOption('the `scheduling` option', "'realtime', 'nice' or 'keep'", scheduling);
-  }
-  options.signal?.throwIfAborted();
-  const mount = findMemoryV1(readCgroupMounts());
-  if (mount === undefined) {
-    throw new ReprieveError(
-      'ERR_REPRIEVE_UNSUPPORTED',
-      'There is no cgroup v1 memory hierarchy here (`reprieve doctor` says what is); boot with systemd.unified_cgroup_hierarchy=0',
-    );
-  }
-  const undo: (() => void)[] = [];
-  try {
-    const arena = bytes > 0 ? openArena(bytes) : null;
-    undo.push(() => arena?.close());
-    const own: OwnMemcg =
-      options.ownMemcg === false
-        ? { path: ownMemcgPath(mount), whyNot: 'not asked for (ownMemcg: false)', leave() {} }
-        : enterOwnMemcg(mount);
-    undo.push(() => own.leave());
-    const hardening: Hardening = harden(scheduling, options.lockText ?? true);
-    undo.push(() => hardening.undo());
-    const hierarchy = new HierarchyV1(mount.point);
-    return {
-      hierarchy,
-      capabilities: {
-        ...probeCapabilities(),
-        ownMemcg: { path: own.path, whyNot: own.whyNot },
-        scheduling: hardening.scheduling,
-        lockedText: hardening.lockedText,
-      },
-      reserve: { bytes, arena: new ArenaAllocator(arena?.buffer ?? new ArrayBuffer(0)) },
-      ownPath: () => ownMemcgPath(mount),
-      readFaults: native().readFaults,
-      leave: () => {
-        for (const step of undo.splice(0).reverse()) step();
-      },
-    };
-  } catch (error) {
-    for (const step of undo.reverse()) step();
-    throw error;
-  }
 }
 
 /** Promise.withResolvers(), which Node 20 does not have. */

@@ -6,7 +6,6 @@ export type { KillResult } from './condition/victims.js';
 export { ERROR_CODES, type ErrorCode, ReprieveError } from './errors.js';
 export {
   type HandlerEvents,
-  type HandlerOptions,
   OomHandler,
   type PendingWatch,
   type WatchOptions,
@@ -23,6 +22,7 @@ export { explain, lowestPriority } from './policy/lowest-priority.js';
 export type { Outcome, Report, Step, Victim } from './report/report.js';
 export { renderReport } from './report/text.js';
 export type { Lease, Reserve, ReserveCounters } from './reserve/account.js';
+export type { HandlerOptions } from './self/ground.js';
 export type { Scheduling } from './self/hardening.js';
 export type { JobSettings } from './snapshot/settings.js';
 export type { Job, Snapshot } from './snapshot/snapshot.js';

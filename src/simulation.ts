@@ -1,8 +1,8 @@
 import { release } from 'node:os';
 import type { Capabilities } from './capabilities.js';
 import type { SimulatedHierarchy } from './cgroup/simulated.js';
-import type { Ground } from './handler.js';
 import { ArenaAllocator } from './reserve/arena.js';
+import type { Ground } from './self/ground.js';
 
 /** Bytes of the simulated reserve: plain memory of this process. */
 const RESERVE = 8 * 2 ** 20;

@@ -50,17 +50,19 @@ export function simulate(misbehaviour: Misbehaviour = {}) {
 
 export type Simulation = ReturnType<typeof simulate>;
 
-/** The same, closed when the test is over: the handler may hold nothing then, and nothing may be as it made it. */
+/** What a closed handler still holds, and what is as it made it. */
+export function leftBehind({ hierarchy, warnings }: Simulation) {
+  return { warnings, disabled: disabledIn(hierarchy.root), held: hierarchy.held.size };
+}
+
+export const NOTHING_LEFT: ReturnType<typeof leftBehind> = { warnings: [], disabled: [], held: 0 };
+
+/** The same as `simulate`, closed when the test is over: then nothing may be left behind. */
 export function simulateTest(misbehaviour: Misbehaviour = {}): Simulation {
   const simulation = simulate(misbehaviour);
-  const { hierarchy, warnings } = simulation;
   onTestFinished(async () => {
     await simulation.close();
-    expect({ warnings, disabled: disabledIn(hierarchy.root), held: hierarchy.held.size }).toEqual({
-      warnings: [],
-      disabled: [],
-      held: 0,
-    });
+    expect(leftBehind(simulation)).toEqual(NOTHING_LEFT);
   });
   return simulation;
 }
