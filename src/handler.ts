@@ -226,11 +226,12 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         if (drilled === null) this.#spurious++;
         return;
       }
-      const leftUntil = this.#left.get(owner.inode);
+      const { memcg, full } = owner;
+      const leftUntil = this.#left.get(memcg.inode);
       if (leftUntil !== undefined && atUs < leftUntil) return;
-      const open = this.#conditions.get(owner.inode);
+      const open = this.#conditions.get(memcg.inode);
       if (open !== undefined) open.onSignal();
-      else this.#open(owner, atUs);
+      else this.#open(memcg, full, atUs);
     } catch (error) {
       if (isVanished(error)) for (const watch of this.#watches) watch.scopeIsThere();
       else this.#tell('warning', `a signal of ${armed.memcg.path}: ${(error as Error).message}`);
@@ -278,10 +279,10 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   #runDrill(armed: ArmedMemcg, atUs: number): void {
     findOwner(armed.chain);
-    this.#open(fullMemcg(armed.memcg), atUs, true);
+    this.#open(fullMemcg(armed.memcg), true, atUs, true);
   }
 
-  #open(owner: Memcg, atUs: number, drill = false): void {
+  #open(owner: Memcg, full: boolean, atUs: number, drill = false): void {
     const own = this.#memberOf(owner.inode);
     const members = own === undefined ? this.#topmostBelow(owner.path) : [own];
     const [first] = members;
@@ -307,13 +308,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       atUs,
     );
     if (drill) {
-      condition.start();
+      condition.start(full);
       condition.release('released');
       return;
     }
     this.#conditions.set(owner.inode, condition);
     this.#owners.set(condition, owner.path);
-    condition.start();
+    condition.start(full);
     watch.opened(condition);
   }
 

@@ -27,6 +27,17 @@ std::optional<std::string_view> readWhole(int fd, ReadBuffer& buffer) {
   }
 }
 
+std::optional<std::string_view> readRecord(int fd, ReadBuffer& buffer) {
+  ssize_t got;
+  do {
+    got = pread(fd, buffer.fixed.data(), buffer.fixed.size(), 0);
+  } while (got < 0 && errno == EINTR);
+  if (got < 0) return std::nullopt;
+  const auto length = static_cast<size_t>(got);
+  if (length == buffer.fixed.size()) return readWhole(fd, buffer);
+  return std::string_view(buffer.fixed.data(), length);
+}
+
 double parseNumber(std::string_view text) {
   constexpr std::string_view kBlanks = " \t\r\n";
   const size_t first = text.find_first_not_of(kBlanks);
@@ -82,8 +93,8 @@ Result<std::string_view> ControlFile::read(ReadBuffer& buffer) const {
 
 Result<double> ControlFile::readNumber() const {
   ReadBuffer buffer;
-  auto text = read(buffer);
-  if (!text) return text.error();
+  const auto text = readRecord(fd_.get(), buffer);
+  if (!text) return lastError("pread", path_);
   const double number = parseNumber(*text);
   if (std::isnan(number)) return Error{EINVAL, "parse", path_};
   return number;
@@ -91,8 +102,8 @@ Result<double> ControlFile::readNumber() const {
 
 Result<void> ControlFile::readFields(std::span<const std::string_view> keys, std::span<double> out) const {
   ReadBuffer buffer;
-  auto text = read(buffer);
-  if (!text) return text.error();
+  const auto text = readRecord(fd_.get(), buffer);
+  if (!text) return lastError("pread", path_);
   parseFields(*text, keys, out);
   return {};
 }

@@ -21,6 +21,12 @@ struct ReadBuffer {
 /** Reads from offset 0 to the end; the text lives in `buffer`. errno is set when nothing is returned. */
 std::optional<std::string_view> readWhole(int fd, ReadBuffer& buffer);
 
+/**
+ * Reads a file whose text the kernel makes in one piece, as it does for numbers and flat keyed files (single_open() and
+ * kernfs, fs/seq_file.c): one pread(2) gives all of it, so the one that would say "end" is spared.
+ */
+std::optional<std::string_view> readRecord(int fd, ReadBuffer& buffer);
+
 /** A decimal integer, or "max" (cgroup v2) as infinity; blanks around it are ignored. NaN for anything else. */
 double parseNumber(std::string_view text);
 

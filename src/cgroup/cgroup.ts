@@ -40,8 +40,8 @@ export interface Memcg {
   usage(): number;
   /** The limit in bytes; Infinity without one. */
   limit(): number;
-  /** True if the memory limit, or the one of memory and swap together, leaves less than `slack` bytes of room. */
-  isFull(slack: number): boolean;
+  /** True if the usage is at the memory limit, or at the one of memory and swap together: see `fullSlack`. */
+  isFull(): boolean;
   memory(): MemoryUse;
   setKillDisabled(disabled: boolean): void;
   /** An extended attribute of the cgroup's directory. */
@@ -141,6 +141,14 @@ export interface Hierarchy {
   /** Whether its signals keep the process running; they do not at first. */
   keepAlive(alive: boolean): void;
   close(): void;
+}
+
+/**
+ * How near to its limit a memcg counts as full: the kernel keeps up to 64 pages a CPU in its charge stock, and waiters
+ * need one page each. At most an eighth of a small limit.
+ */
+export function fullSlack(limit: number): number {
+  return Math.min(2 ** 20, limit / 8);
 }
 
 /** All memcgs below this one, opened; the caller closes them. One that is removed meanwhile is left out. */

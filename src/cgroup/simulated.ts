@@ -4,17 +4,18 @@
  */
 import type { Clock } from '../clock.js';
 import { ReprieveError } from '../errors.js';
-import type {
-  Hierarchy,
-  Killing,
-  Listener,
-  Memcg,
-  MemoryUse,
-  OomListener,
-  OomState,
-  Process,
-  TreeChange,
-  Waiter,
+import {
+  fullSlack,
+  type Hierarchy,
+  type Killing,
+  type Listener,
+  type Memcg,
+  type MemoryUse,
+  type OomListener,
+  type OomState,
+  type Process,
+  type TreeChange,
+  type Waiter,
 } from './cgroup.js';
 
 const PAGE = 4096;
@@ -217,16 +218,17 @@ export class SimulatedHierarchy implements Hierarchy {
     if (process.gone || process.dying || process.waiting !== null) return false;
     let need = Math.ceil(bytes / PAGE) * PAGE;
     for (;;) {
-      const over = this.#over(process.memcg, need);
-      if (over === null) {
+      if (this.#over(process.memcg, need) === null) {
         process.anon += need;
         return true;
       }
-      // Page by page, as faults come: what fits is charged.
+      // Page by page, as faults come: what fits is charged, and the page that does not finds who is full.
       const room = Math.min(...[...process.memcg.above()].map(({ limit, usage }) => limit - usage));
       const fits = Math.max(0, Math.floor(room / PAGE) * PAGE);
       process.anon += fits;
       need -= fits;
+      const over = this.#over(process.memcg, PAGE);
+      if (over === null) continue; // page cache was dropped above
       const killed = !over.killDisabled && this.#kernelKill(over);
       if (killed || over.killDisabled) this.#signal(over);
       if (!killed) {
@@ -441,8 +443,8 @@ class SimulatedHandle implements Memcg {
     return this.there.limit;
   }
 
-  isFull(slack: number): boolean {
-    return this.usage() + slack >= this.limit();
+  isFull(): boolean {
+    return this.usage() + fullSlack(this.limit()) >= this.limit();
   }
 
   memory(): MemoryUse {

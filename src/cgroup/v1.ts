@@ -4,6 +4,7 @@ import { fromSystem, ReprieveError, type SystemError } from '../errors.js';
 import { type ControlFile, type Directory, type EventSet, type Killer, type NativeBinding, native } from '../native.js';
 import {
   closeAll,
+  fullSlack,
   type Hierarchy,
   type Killing,
   type Listener,
@@ -84,11 +85,12 @@ class MemcgV1 implements Memcg {
     return limit >= NO_LIMIT ? Number.POSITIVE_INFINITY : limit;
   }
 
-  isFull(slack: number): boolean {
-    if (this.usage() + slack >= this.limit()) return true;
+  isFull(): boolean {
+    const limit = this.limit();
+    if (this.usage() + fullSlack(limit) >= limit) return true;
     try {
-      const limit = this.#file('memory.memsw.limit_in_bytes').readNumber();
-      return limit < NO_LIMIT && this.#file('memory.memsw.usage_in_bytes').readNumber() + slack >= limit;
+      const both = this.#file('memory.memsw.limit_in_bytes').readNumber();
+      return both < NO_LIMIT && this.#file('memory.memsw.usage_in_bytes').readNumber() + fullSlack(both) >= both;
     } catch (error) {
       if ((error as SystemError).code === 'ENOENT') return false; // no swap accounting here
       throw fromMemcg(error, `reading the memsw usage of memcg ${this.path}`);

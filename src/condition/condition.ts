@@ -15,7 +15,6 @@ import type { Outcome, Report } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
 import { type Jobs, pidsOf } from '../snapshot/jobs.js';
 import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
-import { isAtLimit } from '../source/owner.js';
 import type { LadderOptions } from './options.js';
 import { type KillResult, Victims } from './victims.js';
 
@@ -230,12 +229,16 @@ export class OomCondition {
 
   // --- The ladder ---
 
-  /** Called once: from here to the first SIGKILL in one go, if the policy answers at once. */
-  start(): void {
+  /**
+   * Called once: from here to the first SIGKILL in one go, if the policy answers at once.
+   * @param full the memcg was just seen at its limit
+   */
+  start(full: boolean): void {
     const { hierarchy, options, readFaults } = this.#setup;
     readFaults(this.#faultsAtEvent);
     try {
-      this.#decide();
+      if (full && !this.#setup.deathsNearby()) this.#ask();
+      else this.#waitForMemory();
     } catch (error) {
       this.#failed(error);
     }
@@ -340,13 +343,22 @@ export class OomCondition {
   /** False while memory comes back by itself, or with a job that is dying: then nobody is to be asked. */
   #isNeeded(): boolean {
     const { owner, deathsNearby } = this.#setup;
-    return owner.oomState().underOom && isAtLimit(owner) && !deathsNearby();
+    return owner.oomState().underOom && owner.isFull() && !deathsNearby();
+  }
+
+  #waitForMemory(): void {
+    this.#enter('acting', 'memory is coming back; waiting for that');
+  }
+
+  /** Goes on with the ladder, if that is still needed. */
+  #decide(): void {
+    this.#cancel('clear');
+    if (this.#isNeeded()) this.#ask();
+    else this.#waitForMemory();
   }
 
   /** Asks the rung whose turn it is. */
-  #decide(): void {
-    this.#cancel('clear');
-    if (!this.#isNeeded()) return this.#enter('acting', 'memory is coming back; waiting for that');
+  #ask(): void {
     this.#enter('deciding');
     const question = this.#nextQuestion();
     const rung = this.#rungs[this.#rung];
@@ -592,7 +604,7 @@ export class OomCondition {
   #pokeLost(now: number): void {
     const { owner, armed } = this.#setup;
     const handedOver = this.#state === 'kernel';
-    if (!armed || this.#state === 'parked' || (!handedOver && isAtLimit(owner))) {
+    if (!armed || this.#state === 'parked' || (!handedOver && owner.isFull())) {
       this.#roomSinceUs = null;
       return;
     }

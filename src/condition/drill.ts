@@ -32,7 +32,7 @@ export function fullMemcg(memcg: Memcg): Memcg {
     oomState: () => ({ ...memcg.oomState(), underOom: true }),
     usage: () => memcg.usage(),
     limit: () => memcg.limit(),
-    isFull: (slack) => memcg.isFull(slack) || true,
+    isFull: () => memcg.isFull() || true,
     memory: () => memcg.memory(),
     setKillDisabled: () => {},
     attribute: (name) => memcg.attribute(name),

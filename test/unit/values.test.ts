@@ -1,11 +1,12 @@
 import { describe, expect, test } from 'vitest';
-import type { Memcg } from '../../src/cgroup/cgroup.js';
+import { fullSlack, type Memcg } from '../../src/cgroup/cgroup.js';
 import { cgroupPathOf, findMemoryV1, parseCgroupMounts } from '../../src/cgroup/mounts.js';
+import { SimulatedHierarchy, VirtualClock } from '../../src/cgroup/simulated.js';
 import { DEFAULT_DEADLINES, parseLadder } from '../../src/condition/options.js';
 import { ERROR_CODES, fromSystem, isVanished, show } from '../../src/errors.js';
 import { lowestPriority } from '../../src/index.js';
 import { JobRules } from '../../src/snapshot/settings.js';
-import { findOwner, fullSlack, isAtLimit } from '../../src/source/owner.js';
+import { findOwner } from '../../src/source/owner.js';
 import { parseScope } from '../../src/source/scope.js';
 import { bytesOf, formatBytes, formatMicros } from '../../src/units.js';
 import { MiB } from '../support/simulation.js';
@@ -288,15 +289,19 @@ describe('whose out-of-memory it is', () => {
       path,
       limit: () => limit,
       usage: () => usage,
-      isFull: (slack: number) => usage + slack >= limit,
+      isFull: () => usage + fullSlack(limit) >= limit,
       oomState: () => ({ underOom, killDisabled: true, kills: 0 }),
     }) as unknown as Memcg;
 
   test('a charge stock of 1 MiB, or an eighth of a small limit, still counts as full', () => {
     expect([4 * MiB, 64 * MiB].map(fullSlack)).toEqual([MiB / 2, MiB]);
-    const atLimit = (usage: number, limit: number) => isAtLimit(level('/a', true, usage, limit));
-    expect([atLimit(63 * MiB, 64 * MiB), atLimit(63 * MiB - 1, 64 * MiB)]).toEqual([true, false]);
-    expect(atLimit(2 ** 50, Number.POSITIVE_INFINITY)).toBe(false);
+    const hierarchy = new SimulatedHierarchy(new VirtualClock());
+    const process = hierarchy.spawn(hierarchy.make('/a', 64 * MiB), 'a', 63 * MiB);
+    const memcg = hierarchy.open('/a');
+    expect(memcg.isFull()).toBe(true);
+    hierarchy.shrink(process, 4096);
+    expect(memcg.isFull()).toBe(false);
+    expect(hierarchy.open('/').isFull()).toBe(false);
   });
 
   test.each([
@@ -307,6 +312,6 @@ describe('whose out-of-memory it is', () => {
     ['nobody, once it is over', [false, 64], [false, 64], undefined],
   ] as const)('%s', (_, [upperOom, upper], [lowerOom, lower], owner) => {
     const chain = [level('/a', upperOom, upper * MiB, 64 * MiB), level('/a/b', lowerOom, lower * MiB, 64 * MiB)];
-    expect(findOwner(chain)?.path).toBe(owner);
+    expect(findOwner(chain)?.memcg.path).toBe(owner);
   });
 });
