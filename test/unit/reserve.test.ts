@@ -168,3 +168,29 @@ test('any interleaving of charges, releases and ends loses or invents no byte', 
     { seed: 1, numRuns: 300 },
   );
 });
+
+describe("the kernel's own reserve", () => {
+  /** memory.oom_reserve_in_bytes as the patchset has it: in whole pages. */
+  const withReserve = (before: number) => {
+    let value = before;
+    const file = { read: () => value, write: (bytes: number) => void (value = Math.ceil(bytes / 4096) * 4096) };
+    return { ...file, memcg: { kernelReserve: () => file } as unknown as Memcg };
+  };
+
+  test('is set, in whole pages, and put back', () => {
+    const { memcg, read } = withReserve(4096);
+    const restore = setKernelReserve(memcg, 10_000);
+    expect(read()).toBe(12288);
+    restore?.();
+    expect(read()).toBe(4096);
+  });
+
+  test("is left alone once it holds somebody else's value, and where the kernel has none", () => {
+    const { memcg, read, write } = withReserve(4096);
+    const restore = setKernelReserve(memcg, 2 ** 20);
+    write(12288);
+    restore?.();
+    expect(read()).toBe(12288);
+    expect(setKernelReserve({ kernelReserve: () => null } as unknown as Memcg, 4096)).toBeNull();
+  });
+});
