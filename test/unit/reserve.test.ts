@@ -1,7 +1,9 @@
 import fc from 'fast-check';
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
+import type { Memcg } from '../../src/cgroup/cgroup.js';
 import { Account, ConditionReserve, type Lease } from '../../src/reserve/account.js';
 import { ArenaAllocator } from '../../src/reserve/arena.js';
+import { setKernelReserve } from '../../src/reserve/kernel.js';
 
 const PAGE = 4096;
 const withCode = (code: string) => expect.objectContaining({ code });
@@ -173,7 +175,10 @@ describe("the kernel's own reserve", () => {
   /** memory.oom_reserve_in_bytes as the patchset has it: in whole pages. */
   const withReserve = (before: number) => {
     let value = before;
-    const file = { read: () => value, write: (bytes: number) => void (value = Math.ceil(bytes / 4096) * 4096) };
+    const write = (bytes: number) => {
+      value = Math.ceil(bytes / 4096) * 4096;
+    };
+    const file = { read: () => value, write };
     return { ...file, memcg: { kernelReserve: () => file } as unknown as Memcg };
   };
 
