@@ -265,16 +265,21 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     return promise;
   }
 
-  /** Most of the limit is used: whatever comes next finds everything in the caches. */
-  #warmUp({ self }: Watch): void {
+  /** Most of the limit is used: whatever comes next finds everything in the caches. Unless it has come already. */
+  #warmUp(watch: Watch): void {
     const now = this.#ground.hierarchy.clock.nowUs();
-    if (self === undefined || now - this.#warmAtUs < WARM_US) return;
+    if (now - this.#warmAtUs < WARM_US) return;
     this.#warmAtUs = now;
-    try {
-      this.#runDrill(self, now);
-    } catch (error) {
-      if (!isVanished(error)) throw error; // its signal tells
-    }
+    // After whatever else woke us.
+    setImmediate(() => {
+      const { self } = watch;
+      if (self === undefined) return;
+      try {
+        if (!self.memcg.oomState().underOom) this.#runDrill(self, now);
+      } catch (error) {
+        if (!isVanished(error)) throw error; // its signal tells
+      }
+    });
   }
 
   #runDrill(armed: ArmedMemcg, atUs: number): void {

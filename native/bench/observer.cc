@@ -30,7 +30,7 @@ enum Source : uint32_t { kOom, kUsage, kFifo, kCommand };
 
 struct Account {
   uint64_t oomAtUs;
-  uint64_t belowAtUs;
+  uint64_t crossedAtUs;
   uint64_t goneAtUs;
 };
 
@@ -86,11 +86,13 @@ uint64_t numberIn(int file) {
 }
 
 // False at the end of stdin.
-bool answer(Account& account) {
+bool answer(Account& account, bool below) {
   char command[16];
   if (read(STDIN_FILENO, command, sizeof command) <= 0) return false;
-  printf("{\"oomAtUs\":%" PRIu64 ",\"belowAtUs\":%" PRIu64 ",\"goneAtUs\":%" PRIu64 "}\n", account.oomAtUs,
-         account.belowAtUs, account.goneAtUs);
+  // The threshold is told of both ways, so what is below now has been since it crossed last.
+  const uint64_t belowAtUs = below ? account.crossedAtUs : 0;
+  printf("{\"oomAtUs\":%" PRIu64 ",\"belowAtUs\":%" PRIu64 ",\"goneAtUs\":%" PRIu64 "}\n", account.oomAtUs, belowAtUs,
+         account.goneAtUs);
   fflush(stdout);
   account = {};
   return true;
@@ -138,15 +140,15 @@ int main(int argc, char** argv) {
         drain(oomEvent);
         if (account.oomAtUs == 0) account.oomAtUs = now;
         break;
-      case kUsage:  // told of crossings both ways
+      case kUsage:
         drain(usageEvent);
-        account.belowAtUs = numberIn(usage) < threshold ? now : 0;
+        account.crossedAtUs = now;
         break;
       case kFifo:
         account.goneAtUs = now;
         break;
       default:
-        if (!answer(account)) return 0;
+        if (!answer(account, numberIn(usage) < threshold)) return 0;
     }
   }
 }

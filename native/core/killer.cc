@@ -57,11 +57,10 @@ void Killer::markExited() {
   }
 }
 
-void Killer::take(Member member) {
+void Killer::follow(const Member& member) {
   signalled_.push_back(member.pid);
   // Where the set is closed or full, alive() still tells the truth.
   static_cast<void>(events_->watchExit(member.pidfd.get(), token_));
-  members_.push_back(std::move(member));
 }
 
 Result<int> Killer::serve(const Directory& directory, const std::string& file) {
@@ -87,19 +86,20 @@ Result<int> Killer::serve(const Directory& directory, const std::string& file) {
   // Between the listing and pidfd_open a process may die and its number go to a stranger. Whoever is listed once more,
   // now that the descriptor is held, was in the cgroup under this number or is dead.
   if (!list(directory, file)) return failure();
-  int count = 0;
+  const size_t first = members_.size();
   for (Member& member : found_) {
     if (std::find(listed_.begin(), listed_.end(), member.pid) == listed_.end()) continue;
     const int number = sendSignal(member.pidfd.get(), signal_);
     if (number == 0) {
-      take(std::move(member));
-      count++;
+      members_.push_back(std::move(member));
     } else if (number != ESRCH) {
       unreachable_++;
     }
   }
   found_.clear();
-  return count;
+  // Only now that all of them have it.
+  for (size_t i = first; i < members_.size(); i++) follow(members_[i]);
+  return static_cast<int>(members_.size() - first);
 }
 
 Result<int> Killer::round(std::span<const Directory* const> directories, const std::string& file) {
@@ -127,7 +127,8 @@ Result<int> Killer::signal(const Pidfd& process) {
   auto sent = process.signal(signal_);
   if (!sent) return sent.error();
   if (!*sent) return 0;
-  take({process.pid(), std::move(pidfd), false});
+  members_.push_back({process.pid(), std::move(pidfd), false});
+  follow(members_.back());
   return 1;
 }
 

@@ -63,7 +63,7 @@ class Killer {
   Result<int> serve(const Directory& directory, const std::string& file);
   bool known(pid_t pid) const;
   void markExited();
-  void take(Member member);
+  void follow(const Member& member);
 
   std::shared_ptr<EventSet> events_;
   int signal_;

@@ -71,6 +71,8 @@ export class SimulatedProcess {
   scoreAdj = 0;
   /** Got SIGKILL, and is on its way out. */
   dying = false;
+  /** The kernel's killer took its memory, and does not count on it again. */
+  reaped = false;
   gone = false;
   /** Waits for that many bytes in the memcg that is over its limit. */
   waiting: { over: SimulatedMemcg; bytes: number; sinceUs: number } | null = null;
@@ -281,14 +283,19 @@ export class SimulatedHierarchy implements Hierarchy {
     let most = Number.NEGATIVE_INFINITY;
     for (const memcg of over.below()) {
       for (const process of memcg.processes) {
-        if (process.dying || process.scoreAdj === -1000) continue;
+        if (process.reaped || process.scoreAdj === -1000) continue;
         const badness = process.anon + (process.scoreAdj * over.limit) / 1000;
         if (badness > most) [worst, most] = [process, badness];
       }
     }
     if (worst === null) return false;
+    // The kernel's reaper takes the memory at once, also that of a process that is dying already.
+    worst.reaped = true;
+    if (worst.dying) {
+      this.shrink(worst, worst.anon);
+      return true;
+    }
     over.kills++;
-    // The kernel's reaper takes the memory at once.
     worst.dying = true;
     this.exit(worst);
     return true;

@@ -3,7 +3,6 @@ import { realClock } from '../clock.js';
 import { fromSystem, ReprieveError, type SystemError } from '../errors.js';
 import { type ControlFile, type Directory, type EventSet, type Killer, type NativeBinding, native } from '../native.js';
 import {
-  closeAll,
   fullSlack,
   type Hierarchy,
   type Killing,
@@ -216,15 +215,11 @@ export class HierarchyV1 implements Hierarchy {
     return this.#listen(memcg, 'memory.oom_control', '', signal);
   }
 
-  /** By a usage threshold (memory.rst, section 9) and by the highest pressure level (section 11). */
+  /** By a usage threshold (memory.rst, section 9). */
   listenNear(memcg: Memcg, near: () => void): Listener {
-    const listeners = [this.#listen(memcg, 'memory.pressure_level', 'critical', near)];
     const limit = memcg.limit();
-    if (Number.isFinite(limit)) {
-      const threshold = String(Math.round(limit * NEAR));
-      listeners.push(this.#listen(memcg, 'memory.usage_in_bytes', threshold, near));
-    }
-    return { close: () => closeAll(listeners) };
+    if (!Number.isFinite(limit)) return { close() {} };
+    return this.#listen(memcg, 'memory.usage_in_bytes', String(Math.round(limit * NEAR)), near);
   }
 
   #listen(memcg: Memcg, file: string, argument: string, signal: (atUs: number) => void): OomListener {

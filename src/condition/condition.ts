@@ -9,7 +9,14 @@ import { goneSince, hasKillableTask, processesOf } from '../action/hand-over.js'
 import type { KernelPreference } from '../action/kernel-preference.js';
 import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
 import { isVanished, ReprieveError } from '../errors.js';
-import { checkDecision, type Decision, findVictim, type Policy, type PolicyContext } from '../policy/decision.js';
+import {
+  checkDecision,
+  type Decision,
+  findVictim,
+  type KillDecision,
+  type Policy,
+  type PolicyContext,
+} from '../policy/decision.js';
 import { compareJobs, explain } from '../policy/lowest-priority.js';
 import type { Outcome, Report } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
@@ -26,6 +33,8 @@ const GRACE_US = 5_000;
 const LOST_US = 20_000;
 /** A process that the kernel killed is gone within this time after the memory came back, or is not waited for. */
 const GONE_US = 200_000;
+/** Pause between two looks while a victim dies: it needs the CPU, and its exit tells at once. In milliseconds. */
+const DYING_LOOK_MS = 10;
 /** Longest pause between two looks while nothing is signalled, in milliseconds. */
 const LONGEST_LOOK_MS = 50;
 /** Threads listed as waiting, at most. */
@@ -82,6 +91,8 @@ export class OomCondition {
   #stateSinceUs: number;
   /** Since when somebody waits though there is room. */
   #roomSinceUs: number | null = null;
+  /** What is to be put into words when there is time for it. */
+  readonly #words: (() => void)[] = [];
   #delivered = false;
   /** Processes by job, as they were when the kernel got the memcg. */
   #beforeKernel: Map<string, number[]> | null = null;
@@ -104,7 +115,7 @@ export class OomCondition {
     this.#victims = new Victims(
       setup.hierarchy,
       atUs,
-      () => this.onSignal(),
+      () => this.open && this.#check(),
       (text, at) => this.#step(text, at),
     );
     this.#report = {
@@ -253,9 +264,9 @@ export class OomCondition {
     this.#look();
   }
 
-  /** The kernel signalled again. */
+  /** The kernel signalled again. While a victim is dying its exit tells more, and waiters come and go. */
   onSignal(): void {
-    if (this.open) this.#check();
+    if (this.open && !this.dying) this.#check();
   }
 
   /** The watch has ended: so does the condition, as it is; the end of the watch wakes the waiters. */
@@ -270,7 +281,12 @@ export class OomCondition {
   }
 
   #step(text: string, atUs = this.#sinceUs()): void {
-    this.#report.steps.push({ atUs, rung: this.#rungs[this.#rung]?.name ?? 'kernel', text });
+    this.#report.steps.push({ atUs, rung: this.#rungName, text });
+  }
+
+  /** Whose turn it is. */
+  get #rungName(): string {
+    return this.#rungs[this.#rung]?.name ?? 'kernel';
   }
 
   #enter(state: State, why?: string): void {
@@ -464,15 +480,14 @@ export class OomCondition {
   #carryOut(decision: Decision, snapshot: Snapshot | null, settled?: (result: KillResult) => void): boolean {
     this.#cancel('respond');
     this.#cancel('wait');
-    let done = true;
     const atUs = this.#sinceUs();
-    if (decision.action === 'kill') done = this.#kill(decision.victim, snapshot as Snapshot, settled ?? null, decision);
-    const because = reasonOf(decision); // put into words only now: a victim is dying already
+    const rung = this.#rungName;
     this.#report.timings.decidedUs ??= atUs;
-    this.#report.decisions.push({ ...withReason(decision, because), rung: this.#rungs[this.#rung]?.name ?? '', atUs });
-    if (decision.action === 'wait') this.#wait(decision.ms, because);
-    else if (decision.action === 'kernel') this.#handOver(because);
-    return done;
+    this.#words.push(() => this.#report.decisions.push({ ...withReason(decision), rung, atUs }));
+    if (decision.action === 'kill') return this.#kill(decision, snapshot as Snapshot, settled ?? null);
+    if (decision.action === 'wait') this.#wait(decision.ms, reasonOf(decision));
+    else this.#handOver(reasonOf(decision));
+    return true;
   }
 
   #wait(ms: number, because: string): void {
@@ -488,8 +503,9 @@ export class OomCondition {
     this.#look();
   }
 
-  #kill(id: string, snapshot: Snapshot, settled: ((result: KillResult) => void) | null, decision: Decision): boolean {
+  #kill(decision: KillDecision, snapshot: Snapshot, settled: ((result: KillResult) => void) | null): boolean {
     const { jobs, options } = this.#setup;
+    const id = decision.victim;
     const sampled = snapshot.jobs.find((candidate) => candidate.id === id) as Job;
     // Another job may have come to that path since the snapshot.
     const job = jobs.map((group) => group.find(id)).find((found) => found?.born === sampled.born);
@@ -498,7 +514,7 @@ export class OomCondition {
       this.#look();
       return false;
     }
-    const rung = this.#rungs[this.#rung]?.name ?? 'kernel';
+    const rung = this.#rungName;
     const record = this.#victims.kill(job, diesWith(sampled), rung, settled);
     if (this.#report.timings.killedUs === null && record.pids.length > 0) {
       this.#setup.readFaults(faultsAtKill);
@@ -514,14 +530,21 @@ export class OomCondition {
       this.#victims.settle();
       this.#nextRung();
     });
-    record.because = reasonOf(decision);
-    this.#step(`kills ${job.name} (${count(record.pids.length)}): ${record.because}`, record.killedUs);
-    this.#noteWaiters();
+    this.#words.push(() => {
+      record.because = reasonOf(decision);
+      const text = `kills ${job.name} (${count(record.pids.length)}): ${record.because}`;
+      this.#report.steps.push({ atUs: record.killedUs, rung, text });
+    });
     this.#look();
     return true;
   }
 
-  /** Who waits: seen after the first action, or while an answer is awaited, as that may take long. */
+  /** Puts into words what was done while a victim needed the CPU more than we did. */
+  #speak(): void {
+    for (const word of this.#words.splice(0)) word();
+  }
+
+  /** Who waits: seen while an answer is awaited, or before a hand-over; after a kill they run again at once. */
   #noteWaiters(): void {
     if (this.#report.waiters.length > 0) return;
     const { hierarchy, jobs, owner } = this.#setup;
@@ -547,11 +570,13 @@ export class OomCondition {
   /** Looks again: soon after the state changed, more seldom later. Signals and exits look at once. */
   #look(): void {
     const age = this.#setup.hierarchy.clock.nowUs() - this.#stateSinceUs;
-    this.#after('look', Math.min(LONGEST_LOOK_MS, Math.max(1, age / 8000)), () => this.#check());
+    const least = this.dying ? DYING_LOOK_MS : 1;
+    this.#after('look', Math.min(LONGEST_LOOK_MS, Math.max(least, age / 8000)), () => this.#check());
   }
 
   #check(): void {
     try {
+      this.#speak();
       // What forks while it is killed is gone on with at once, but others have a turn between.
       if (this.#victims.check()) this.#after('rounds', 0, () => this.#check());
       if (this.#victims.lastDeathUs !== null) this.#report.timings.deadUs = this.#victims.lastDeathUs - this.#openedUs;
@@ -666,7 +691,7 @@ export class OomCondition {
     const [victim] = eligible;
     if (victim !== undefined && this.#report.victims.length < options.maxVictims) {
       const because = 'the kernel can kill no task here';
-      this.#kill(victim.id, snapshot, null, { action: 'kill', victim: victim.id, because });
+      this.#kill({ action: 'kill', victim: victim.id, because }, snapshot, null);
       return;
     }
     if (this.#state !== 'parked') {
@@ -687,6 +712,7 @@ export class OomCondition {
     this.#victims.close();
     const report = this.#report;
     report.reserve = this.#setup.reserve.counters();
+    this.#speak();
     report.steps.sort((a, b) => a.atUs - b.atUs);
     this.#setup.reserve.close();
     report.outcome = outcome;
@@ -715,7 +741,9 @@ function reasonOf(decision: Decision): string {
   }
 }
 
-function withReason(decision: Decision, because: string): Decision {
+/** The decision as plain data. */
+function withReason(decision: Decision): Decision {
+  const because = reasonOf(decision);
   switch (decision.action) {
     case 'kill':
       return { action: 'kill', victim: decision.victim, because };

@@ -37,7 +37,7 @@ interface Dying {
 export class Victims {
   readonly #hierarchy: Hierarchy;
   readonly #openedUs: number;
-  readonly #exited: () => void;
+  readonly #exited: () => unknown;
   readonly #step: (text: string, atUs: number) => void;
   readonly #killed = new Set<string>();
   #dying: Dying[] = [];
@@ -46,10 +46,15 @@ export class Victims {
 
   /**
    * @param openedUs when the condition opened: times of the records count from there
-   * @param exited called when a process of a victim is gone
+   * @param exited called when all processes of a victim that were signalled are gone
    * @param step takes a line for the report
    */
-  constructor(hierarchy: Hierarchy, openedUs: number, exited: () => void, step: (text: string, atUs: number) => void) {
+  constructor(
+    hierarchy: Hierarchy,
+    openedUs: number,
+    exited: () => unknown,
+    step: (text: string, atUs: number) => void,
+  ) {
     this.#hierarchy = hierarchy;
     this.#openedUs = openedUs;
     this.#exited = exited;
@@ -86,7 +91,10 @@ export class Victims {
    * @param settled called once when it is dead, or `settle` says that nobody waits for that any more
    */
   kill(job: LiveJob, dies: number, rung: string, settled: Dying['settled']): Victim {
-    const killing = this.#hierarchy.startKilling(this.#exited);
+    // Of many processes only the last exit is worth a look.
+    const killing = this.#hierarchy.startKilling(() => {
+      if (killing.alive() === 0) this.#exited();
+    });
     const targets: Memcg[] = [];
     let usageBefore = dies;
     if (job.kind === 'process') {

@@ -69,7 +69,7 @@ export interface Report {
   victims: Victim[];
   /** Processes that were gone after the kernel's killer had the memcg, by job. */
   kernelVictims: { job: string; pids: number[] }[];
-  /** Threads seen waiting, by job; taken after the first action, or while the ladder waited for an answer. */
+  /** Threads seen waiting, by job; looked up while an answer was awaited, or before a hand-over. */
   waiters: ({ job: string } & Waiter)[];
   steps: Step[];
   /** How often waiters were woken by us that had slept on with memory there. */
