@@ -3,7 +3,7 @@ import { DEFAULT_DEADLINES } from '../condition/options.js';
 import { formatBytes } from '../units.js';
 
 /** One thing that a machine may offer. */
-export interface DoctorRow {
+interface DoctorRow {
   name: string;
   /** 'needed': without it nothing can be watched. 'better': without it something is slower or weaker. */
   weight: 'needed' | 'better';

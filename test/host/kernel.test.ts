@@ -475,7 +475,7 @@ describeHost('the kernel', () => {
     await host.until(() => changes.length > 2, 'the removal is told');
   });
 
-  // --- Near the limit: memory.rst, sections 9 and 11 ---
+  // --- Near the limit: memory.rst, section 9 ---
 
   test('the usage threshold at 95 % of the limit is told while there is room', async () => {
     const host = newHost();
@@ -490,19 +490,5 @@ describeHost('the kernel', () => {
     await host.start('', 'leak --every 0 --cap 15MiB');
     await host.until(() => told > 0, 'the threshold');
     expect(Number(host.read('', 'memory.failcnt'))).toBe(0);
-  });
-
-  // vmpressure() in mm/vmpressure.c leaves the telling to a worker: it may come before the OOM or after it.
-  test('critical pressure is told when a leak meets the limit', async () => {
-    const host = newHost();
-    host.make('');
-    host.write('', 'memory.oom_control', 1);
-    const memcg = open(host);
-    const told: string[] = [];
-    hierarchy.listenNear(memcg, () => told.push('near')); // no limit yet: the pressure alone
-    hierarchy.listenOom(memcg, () => told.push('oom'));
-    host.write('', 'memory.limit_in_bytes', 64 * MiB);
-    await host.start('', 'leak --every 2ms');
-    await host.until(() => told.includes('oom') && told.includes('near'), 'both are told');
   });
 });

@@ -106,6 +106,7 @@ function policyOf({ kind, ms, nth }: PolicySpec, clock: VirtualClock): Policy {
 const SCOPE = '/top/jobs';
 /** Time in which whatever goes on must have come to its end: one ladder after the other, until nobody is left. */
 const SETTLED_MS = 60_000;
+const LONGEST_LOOK_US = 50_000;
 
 interface Death {
   atUs: number;
@@ -152,7 +153,11 @@ async function play(scenario: Scenario) {
       deaths.push({ atUs: clock.nowUs(), pid: process.pid, by: 'signal' });
       rule(process.memcg.path.startsWith(SCOPE), `${process.name} is none of ours and was killed`);
       rule(!isProtected(process), `${jobOf(process)} is protected and was killed`);
-      const begun = living().some((other) => other.dying && jobOf(other) === jobOf(process));
+      // Whatever the job forks while it dies goes with it, at the next look.
+      const lately = clock.nowUs() - LONGEST_LOOK_US;
+      const begun = people.some(
+        (other) => other.dying && jobOf(other) === jobOf(process) && (goneUs.get(other.pid) ?? lately) >= lately,
+      );
       const needed = living().some(({ waiting }) => waiting && isFull(waiting.over));
       rule(begun || needed, `${jobOf(process)} was killed while nobody waits, or there was room`);
     }
@@ -322,11 +327,18 @@ function check({ deadlines }: Scenario, played: Awaited<ReturnType<typeof play>>
 
   // Nobody is killed while another victim is on its way out, also of an episode above or below.
   const victims = episodes.flatMap(({ openedUs, report }) =>
-    report.victims.map((victim) => ({ ...victim, owner: report.owner, atUs: openedUs + victim.killedUs })),
+    report.victims.map((victim) => ({
+      ...victim,
+      owner: report.owner,
+      atUs: openedUs + victim.killedUs,
+      // An episode in which nobody waits is not held open for a victim beyond handleWithin.
+      forgottenUs:
+        report.timings.endedUs < handleWithin * 1000 ? Number.POSITIVE_INFINITY : openedUs + report.timings.endedUs,
+    })),
   );
   for (const one of victims) {
     const allGoneUs = Math.max(0, ...one.pids.map((pid) => goneUs.get(pid) ?? Number.POSITIVE_INFINITY));
-    const freeUs = Math.min(allGoneUs, one.atUs + clearWithin * 1000);
+    const freeUs = Math.min(allGoneUs, one.atUs + clearWithin * 1000, one.forgottenUs);
     for (const other of victims) {
       if (other === one || other.atUs < one.atUs || other.rung === 'kernel') continue; // DEFECT F
       if (!isAtOrBelow(one.owner, other.owner) && !isAtOrBelow(other.owner, one.owner)) continue;
