@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { findMemoryV1, readCgroupMounts } from '../cgroup/mounts.js';
@@ -21,14 +21,16 @@ export async function openRealStage(): Promise<Stage | string> {
   if (process.geteuid?.() !== 0) return 'memcgs are made by root only';
   const name = `${PREFIX}${process.pid}`;
   const memcg = `${mount.point}/${name}`;
+  const stats = `${tmpdir()}/${name}`;
   removeStale(mount.point);
   try {
+    mkdirSync(stats, { mode: 0o700 });
     mkdirSync(memcg);
     writeFileSync(`${memcg}/memory.limit_in_bytes`, String(DEMO_LIMIT));
   } catch (error) {
+    rmSync(stats, { recursive: true, force: true });
     return `no memcg can be made below ${mount.point} (${(error as SystemError).code})`;
   }
-  const stats = mkdtempSync(`${tmpdir()}/reprieve-demo-`);
   const children = new Map<DemoJob, ChildProcess>();
   const clearFiles = () => {
     rmSync(stats, { recursive: true, force: true });
@@ -106,18 +108,23 @@ function removeMemcg(memcg: string): void {
   rmdirSync(memcg);
 }
 
-/** Memcgs of demos that were killed: their jobs died with them. */
+/** Memcgs and files of demos that were killed: their jobs died with them. */
 function removeStale(point: string): void {
-  for (const name of readdirSync(point)) {
-    if (!name.startsWith(PREFIX)) continue;
+  for (const name of new Set([...readdirSync(point), ...readdirSync(tmpdir())])) {
+    if (!name.startsWith(PREFIX) || isAlive(Number(name.slice(PREFIX.length)))) continue;
+    rmSync(`${tmpdir()}/${name}`, { recursive: true, force: true });
     try {
-      process.kill(Number(name.slice(PREFIX.length)), 0);
+      removeMemcg(`${point}/${name}`);
     } catch {
-      try {
-        removeMemcg(`${point}/${name}`);
-      } catch {
-        // in use after all
-      }
+      // not there, or in use after all
     }
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
   }
 }
