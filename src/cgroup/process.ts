@@ -54,7 +54,7 @@ class OpenProcess implements RealProcess {
   }
 
   scoreAdj(): number {
-    return this.#doing('reading oom_score_adj', () => Number(this.directory.readFile('oom_score_adj')));
+    return this.#doing('reading oom_score_adj', () => Number.parseInt(this.directory.readFile('oom_score_adj'), 10));
   }
 
   setScoreAdj(value: number): void {

@@ -3,6 +3,7 @@ import { realClock } from '../clock.js';
 import { fromSystem, ReprieveError, type SystemError } from '../errors.js';
 import { type ControlFile, type Directory, type EventSet, type Killer, type NativeBinding, native } from '../native.js';
 import {
+  closeAll,
   fullSlack,
   type Hierarchy,
   type Killing,
@@ -11,6 +12,7 @@ import {
   type MemoryUse,
   type OomListener,
   type OomState,
+  openDescendants,
   type Process,
   type TreeChange,
   type Waiter,
@@ -29,8 +31,8 @@ const NEAR = 0.95;
 const READY_CAPACITY = 1024;
 
 const OOM_KEYS = ['oom_kill_disable', 'under_oom', 'oom_kill'] as const;
-/** Hierarchical figures: a job may have cgroups below. */
-const STAT_KEYS = ['total_rss', 'total_swap', 'total_shmem', 'total_cache'] as const;
+/** Of `memory.stat`: the memcg's own, without those below. */
+const STAT_KEYS = ['rss', 'swap', 'shmem', 'cache'] as const;
 const oomFields = new Float64Array(OOM_KEYS.length);
 const statFields = new Float64Array(STAT_KEYS.length);
 
@@ -96,7 +98,25 @@ class MemcgV1 implements Memcg {
     }
   }
 
+  /**
+   * Summed up from the memcgs' own figures: the kernel's `total_*` of a memcg with children can be too low for up to two
+   * seconds, when a flush of the statistics met a child that grew (seen on 6.18).
+   */
   memory(): MemoryUse {
+    const use = this.#ownMemory();
+    const below = openDescendants(this);
+    for (const memcg of below) {
+      const { anon, swap, shmem, file } = (memcg as MemcgV1).#ownMemory();
+      use.anon += anon;
+      use.swap += swap;
+      use.shmem += shmem;
+      use.file += file;
+    }
+    closeAll(below);
+    return use;
+  }
+
+  #ownMemory(): MemoryUse {
     this.#doing('reading the statistics', () => this.#file('memory.stat').readFields(STAT_KEYS, statFields));
     const anon = statFields[0] || 0;
     const swap = statFields[1] || 0;

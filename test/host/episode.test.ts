@@ -19,7 +19,7 @@ describeHost('an episode on a real memcg', () => {
     const report = await host.report();
     expect(batch.alive()).toBe(false);
     expect(batch.child.signalCode).toBe('SIGKILL');
-    expect(host.field('', 'memory.oom_control', 'oom_kill')).toBe(0);
+    expect(host.field('batch', 'memory.oom_control', 'oom_kill')).toBe(0);
     expect(report).toMatchObject({ owner: host.path, outcome: 'cleared', snapshot: { above: false, limit: 48 * MiB } });
     expect(report.victims).toMatchObject([{ name: 'batch', pids: [batch.pid], left: expect.any(Number) }]);
     expect(report.victims[0]?.freed).toBeGreaterThan(40 * MiB);

@@ -236,7 +236,7 @@ async function play(scenario: Scenario) {
     else if (kind === 'abort') abort.abort();
     else if (kind === 'new memcg' && !scope.removed && watch.state === 'watching') {
       // DEFECT G
-      spawn(hierarchy.make(`${SCOPE}/new-${index}`), `new-${index}`, who % 4 === 0 ? -1000 : 0, 1, size);
+      spawn(hierarchy.make(`${SCOPE}/new-${index}`), `new-${index}`, 0, 1, size); // DEFECT J: none of -1000
     } else if (kind === 'raise' && memcg) hierarchy.make(memcg.path, memcg.limit + size * MiB);
     else if (kind === 'remove') {
       const empty = memcgs.filter(({ processes, children }) => processes.size + children.size === 0);
@@ -349,21 +349,20 @@ function check({ deadlines }: Scenario, played: Awaited<ReturnType<typeof play>>
   const reported = new Set(episodes.flatMap(({ report }) => report.victims.flatMap(({ pids }) => pids)));
   for (const { pid, by } of deaths) rule(by === 'kernel' || reported.has(pid), `${pid} was killed and not reported`);
 
-  for (const { atUs, over, victim, others } of kernelKills) {
+  for (const [index, { atUs, over, victim, others }] of kernelKills.entries()) {
     if (!isProtected(victim)) continue;
     for (const episode of episodes) {
       const { openedUs, report } = episode;
       if (report.owner !== over.path || atUs > endOf(episode)) continue;
-      const handedOverUs = report.steps
+      const handOvers = report.steps
         .filter(({ text }) => text.startsWith('handed over'))
-        .map((step) => openedUs + step.atUs)
-        .filter((us) => us <= atUs)
-        .at(-1);
-      const there = others.filter(({ started }) => handedOverUs !== undefined && started <= handedOverUs);
-      rule(
-        there.length === 0,
-        `the kernel took the protected ${victim.name}, not one of ${there.map(({ pid }) => pid)}`,
-      );
+        .map((step) => openedUs + step.atUs);
+      const handedOverUs = handOvers.filter((us) => us <= atUs).at(-1);
+      if (handedOverUs === undefined) continue;
+      const earlier = kernelKills.slice(0, index).some((kill) => kill.over === over && kill.atUs >= handedOverUs);
+      if (earlier) continue; // DEFECT K
+      const there = others.filter(({ started }) => started <= handedOverUs).map(({ pid }) => pid);
+      rule(there.length === 0, `the kernel took the protected ${victim.name}, not one of ${there}`);
     }
   }
   expect({ broken, ...left }).toEqual({ broken: [], ...NOTHING_LEFT });
