@@ -3,12 +3,21 @@ import type { Capabilities } from './capabilities.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
 import { isAtOrBelow } from './cgroup/cgroup.js';
 import { OomCondition } from './condition/condition.js';
-import { DRILL_LADDER, dryHierarchy, FIRST_RUNS, FIRST_SIGNALS, fullMemcg, NO_PREFERENCE } from './condition/drill.js';
+import {
+  DRILL_LADDER,
+  dryHierarchy,
+  FIRST_DRILL_MS,
+  FIRST_RUNS,
+  FIRST_SIGNALS,
+  fullMemcg,
+  NO_PREFERENCE,
+} from './condition/drill.js';
 import { parseLadder, type WatchDeadlines } from './condition/options.js';
 import { invalidOption, isVanished, ReprieveError } from './errors.js';
 import type { Policy } from './policy/decision.js';
 import type { Report } from './report/report.js';
 import { Account, ConditionReserve, type ReserveCounters } from './reserve/account.js';
+import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
 import { JobRules, type JobSettings } from './snapshot/settings.js';
 import type { ArmedMemcg } from './source/armed.js';
@@ -58,8 +67,6 @@ interface Drilling {
   done: () => void;
 }
 
-const watchedInodes = new Set<number>();
-
 /** Handles out-of-memory conditions of memory cgroups. */
 export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisposable {
   readonly #ground: Ground;
@@ -70,13 +77,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   readonly #owners = new Map<OomCondition, string>();
   /** Memcgs above everything watched that were left to their owner: until when, in the clock's microseconds. */
   readonly #left = new Map<number, number>();
-  readonly #onExit = () => this.#exit();
+  readonly #forgetEnd: () => void;
   #stopTick: (() => void) | null = null;
   #spurious = 0;
   readonly #dry: Hierarchy;
   #warmAtUs = Number.NEGATIVE_INFINITY;
   #drilling: Drilling | null = null;
-  #closed = false;
+  #closing: Promise<void> | null = null;
   #forgetSignal = () => {};
 
   /**
@@ -101,7 +108,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#ground = ground;
     this.#dry = dryHierarchy(ground.hierarchy);
     this.#account = new Account(ground.reserve.bytes);
-    process.on('exit', this.#onExit);
+    this.#forgetEnd = onProcessEnd(() => this.#atEnd());
   }
 
   /** What this machine offers, and what of it is used. */
@@ -137,15 +144,21 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       return armed;
     })();
     watch.catch(() => {}); // whoever only iterates gets it there
+    let iterator: Promise<AsyncIterator<OomCondition, void>> | undefined;
+    const begin = () => {
+      iterator ??= watch.then((armed) => armed[Symbol.asyncIterator]());
+      return iterator;
+    };
     return Object.assign(watch, {
-      async *[Symbol.asyncIterator]() {
-        yield* await watch;
-      },
+      [Symbol.asyncIterator]: () => ({
+        next: async () => (await begin()).next(),
+        return: async () => (await begin()).return?.() ?? { done: true as const, value: undefined },
+      }),
     });
   }
 
   #watch(scope: string, options: WatchOptions): Watch {
-    if (this.#closed) throw new ReprieveError('ERR_REPRIEVE_CLOSED', 'The handler was closed');
+    if (this.#closing !== null) throw new ReprieveError('ERR_REPRIEVE_CLOSED', 'The handler was closed');
     if (options.recursive !== undefined && typeof options.recursive !== 'boolean') {
       throw invalidOption('the `recursive` option', 'true or false', options.recursive);
     }
@@ -162,7 +175,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     try {
       opened.push(...openAbove(hierarchy, path), hierarchy.open(path));
       const memcg = opened.at(-1) as Memcg;
-      if (watchedInodes.has(memcg.inode) || this.#memberOf(memcg.inode) !== undefined) {
+      if (this.#memberOf(memcg.inode) !== undefined) {
         throw new ReprieveError('ERR_REPRIEVE_ALREADY_WATCHED', `${scope} is watched already`);
       }
       this.#mustBeOutside(path);
@@ -179,11 +192,10 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         near: (watch) => this.#warmUp(watch),
         ended: (ended) => {
           forgetSignal();
-          this.#ended(ended, memcg.inode);
+          this.#ended(ended);
         },
         warn: (message) => this.#tell('warning', message),
       });
-      watchedInodes.add(memcg.inode);
       this.#watches.add(watch);
       hierarchy.keepAlive(true);
       this.#tick();
@@ -240,13 +252,16 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     }
   }
 
-  /** Goes the way from event to kill without the deed, until it is compiled. */
+  /** Goes the way from event to kill without the deed, until it is compiled. Bounded: something real may be waiting. */
   async #drill(watch: Watch): Promise<void> {
     const { self } = watch;
-    if (self === undefined) return;
-    for (let run = 0; run < FIRST_RUNS; run++) this.#runDrill(self, this.#ground.hierarchy.clock.nowUs());
-    for (let signal = 0; signal < FIRST_SIGNALS && watch.state === 'watching'; signal++)
-      await this.#drillBySignal(self);
+    const end = performance.now() + FIRST_DRILL_MS;
+    for (let run = 0; self !== undefined && run < FIRST_RUNS && performance.now() < end; run++) {
+      if (self.memcg.oomState().underOom) return;
+      this.#runDrill(self, this.#ground.hierarchy.clock.nowUs());
+    }
+    const signals = performance.now() < end ? FIRST_SIGNALS : 1;
+    for (let signal = 0; signal < signals && watch.self !== undefined; signal++) await this.#drillBySignal(watch.self);
   }
 
   /** One run of the drill, by a signal of our own; whatever the kernel signalled meanwhile is looked at after it. */
@@ -319,8 +334,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     }
     this.#conditions.set(owner.inode, condition);
     this.#owners.set(condition, owner.path);
-    condition.start(full);
     watch.opened(condition);
+    condition.start(full);
   }
 
   /** The armed memcgs below a path that have no armed one above them there, by path. */
@@ -353,7 +368,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   /** Takes up what is out of memory at or below a path, and arms again what the kernel has cleared. */
   #lookBelow(path: string): void {
-    if (this.#closed) return;
+    if (this.#closing !== null) return;
     for (const watch of this.#watches) {
       try {
         for (const armed of watch.members()) {
@@ -391,32 +406,36 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   // --- The end ---
 
-  #ended(watch: Watch, inode: number): void {
-    watchedInodes.delete(inode);
+  #ended(watch: Watch): void {
     this.#watches.delete(watch);
     this.#drilling?.done(); // its signal may be gone with the watch
     if (watch.state === 'vanished') this.#tell('vanished', watch.scope);
     if (this.#watches.size > 0) return;
     this.#stopTick?.();
-    if (!this.#closed) this.#ground.hierarchy.keepAlive(false);
+    if (this.#closing === null) this.#ground.hierarchy.keepAlive(false);
   }
 
-  /** The process exits without `close`: no promise runs any more, but writes do. */
-  #exit(): void {
+  /** The process ends without `close`: no promise runs any more, but writes do. */
+  #atEnd(): void {
     for (const watch of this.#watches) watch.disarmNow();
     this.#ground.leave();
   }
 
   /** Ends every watch and puts everything back: the kernel's killer, oom_score_adj, scheduling, the process's memcg. */
-  async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#closed = true;
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
     this.#forgetSignal();
-    await Promise.all([...this.#watches].map((watch) => watch.close()));
+    const closed = await Promise.allSettled([...this.#watches].map((watch) => watch.close()));
     this.#stopTick?.();
-    process.off('exit', this.#onExit);
+    this.#forgetEnd();
     this.#ground.hierarchy.close();
     this.#ground.leave();
+    const failures = closed.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []));
+    if (failures.length > 0) throw new AggregateError(failures, 'Not everything could be put back');
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -31,6 +31,11 @@ export interface Directory {
   removeDirectory(name: string): void;
   /** An extended attribute of the directory, or null when there is none. */
   getAttribute(name: string): string | null;
+  /** '' removes it. */
+  setAttribute(name: string, value: string): void;
+  /** Claims the directory (flock(2)) as long as this is open; false while another open of it has the claim. */
+  claim(): boolean;
+  unclaim(): void;
   close(): void;
 }
 

@@ -1,5 +1,5 @@
 import { KernelPreference } from './action/kernel-preference.js';
-import type { Hierarchy, Listener, Memcg } from './cgroup/cgroup.js';
+import type { Hierarchy, Listener, Memcg, TreeChange } from './cgroup/cgroup.js';
 import { Subtree } from './cgroup/subtree.js';
 import type { OomCondition } from './condition/condition.js';
 import type { LadderOptions } from './condition/options.js';
@@ -13,6 +13,9 @@ import { ArmedMemcg } from './source/armed.js';
 const MOST_QUEUED = 64;
 /** How long `close` waits for the kernel's killer before it takes the prepared `oom_score_adj` back. */
 const RELEASE_MS = 1_000;
+
+/** The same at the end of the process, which is not held up for longer. */
+const EXIT_MS = 200;
 
 /** How a watch ended, or that it has not. */
 export type WatchState = 'watching' | 'closed' | 'vanished';
@@ -63,7 +66,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     this.#subtree = new Subtree(hierarchy, scope, {
       created: (memcg) => this.#created(memcg),
       removed: (memcg) => this.#forget(memcg),
-      changed: (memcg) => this.#changed(memcg),
+      changed: (memcg, change) => this.#changed(memcg, change),
+      failed: (memcg, error) => this.#warn(memcg, error),
     });
     try {
       this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
@@ -139,9 +143,22 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   /** With `recursive`: every memcg below that no other watch has armed. */
   #armBelow(): void {
-    if (!this.#setup.recursive) return;
+    const scope = this.#armed.get(this.#setup.scope.inode);
     for (const memcg of this.#subtree.all()) {
-      if (!this.#setup.isArmed(memcg.inode) && !this.#armed.has(memcg.inode)) this.#arm(memcg, this.#chainAbove(memcg));
+      if (this.#armed.has(memcg.inode)) continue;
+      // Made below a handler that was killed: it inherited that one's setting.
+      const inherited = scope?.recovered === true && !scope.original && memcg.oomState().killDisabled;
+      if (this.#setup.recursive) this.#armOne(memcg, inherited ? false : undefined);
+      else if (inherited && !this.#setup.isArmed(memcg.inode)) memcg.setKillDisabled(false);
+    }
+  }
+
+  /** One that another watch has, of this process or another, is left to it. */
+  #armOne(memcg: Memcg, original?: boolean): void {
+    try {
+      if (!this.#setup.isArmed(memcg.inode)) this.#arm(memcg, this.#chainAbove(memcg), original);
+    } catch (error) {
+      if (!(error instanceof ReprieveError) || error.code !== 'ERR_REPRIEVE_ALREADY_WATCHED') throw error;
     }
   }
 
@@ -156,16 +173,15 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
    */
   #created(memcg: Memcg): void {
     const original = this.#armed.get(this.#setup.scope.inode)?.original ?? false;
-    try {
-      if (this.#setup.isArmed(memcg.inode)) return;
-      if (this.#setup.recursive) {
-        if (!this.#armed.has(memcg.inode)) this.#arm(memcg, this.#chainAbove(memcg), original);
-      } else if (!original && memcg.oomState().killDisabled) {
-        memcg.setKillDisabled(false);
-      }
-    } catch (error) {
-      if (!isVanished(error)) this.#setup.warn(`${memcg.path} below ${this.scope}: ${(error as Error).message}`);
+    if (this.#setup.recursive) {
+      if (!this.#armed.has(memcg.inode)) this.#armOne(memcg, original);
+    } else if (!original && !this.#setup.isArmed(memcg.inode) && memcg.oomState().killDisabled) {
+      memcg.setKillDisabled(false);
     }
+  }
+
+  #warn(memcg: Memcg, error: unknown): void {
+    this.#setup.warn(`${memcg.path}, watched as ${this.scope}: ${(error as Error).message}`);
   }
 
   #forget(memcg: Memcg): void {
@@ -176,9 +192,9 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     this.#jobs.delete(memcg.inode);
   }
 
-  #changed(memcg: Memcg): void {
+  #changed(memcg: Memcg, change: TreeChange): void {
     try {
-      this.#jobs.get(memcg.inode)?.refresh();
+      this.#jobs.get(memcg.inode)?.changed(change);
     } catch (error) {
       if (!isVanished(error)) throw error;
       this.scopeIsThere();
@@ -206,12 +222,23 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   tick(): void {
     if (this.#state !== 'watching') return;
     try {
+      if (!this.#subtree.complete) this.#retry();
       this.#armBelow();
       this.#listenNear();
       this.preference.prepare([...this.#jobs.values()]);
     } catch (error) {
       if (isVanished(error)) this.scopeIsThere();
       else this.#setup.warn(`${this.scope}: ${(error as Error).message}`);
+    }
+  }
+
+  /** What failed before, when descriptors were short, may go well now. */
+  #retry(): void {
+    this.#subtree.rescan();
+    for (const jobs of this.#jobs.values()) jobs.refresh();
+    const original = this.self?.original ?? false;
+    for (const memcg of this.#setup.recursive || original ? [] : this.#subtree.all()) {
+      if (!this.#setup.isArmed(memcg.inode) && memcg.oomState().killDisabled) memcg.setKillDisabled(false);
     }
   }
 
@@ -252,54 +279,98 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
    * that ended before it was taken is passed over.
    * @throws ReprieveError ERR_REPRIEVE_INVALID_ARGUMENT if the watch has a policy, which acts by itself
    */
-  async *[Symbol.asyncIterator](): AsyncGenerator<OomCondition, void, void> {
+  [Symbol.asyncIterator](): AsyncIterator<OomCondition, void> {
+    return {
+      next: async () => {
+        const condition = await this.#nextCondition();
+        return condition === null ? { done: true, value: undefined } : { done: false, value: condition };
+      },
+      return: async () => {
+        await this.close();
+        return { done: true, value: undefined };
+      },
+    };
+  }
+
+  /** Null when the watch has ended. */
+  async #nextCondition(): Promise<OomCondition | null> {
     if (this.options.policy !== null) {
       throw new ReprieveError(
         'ERR_REPRIEVE_INVALID_ARGUMENT',
         'Expected a watch without a `policy` to iterate over: with one, the policy acts',
       );
     }
-    try {
-      while (this.#state === 'watching') {
-        const condition = this.#queue.shift();
-        if (condition === undefined) {
-          await new Promise<void>((resolve) => {
-            this.#wakes.add(resolve);
-          });
-        } else if (condition.open) {
-          yield condition;
-        } else {
-          this.#dropped++;
-        }
+    while (this.#state === 'watching') {
+      const condition = this.#queue.shift();
+      if (condition?.open) return condition;
+      if (condition !== undefined) {
+        this.#dropped++;
+        continue;
       }
-    } finally {
-      await this.close();
+      await new Promise<void>((resolve) => {
+        this.#wakes.add(resolve);
+      });
     }
+    await this.close();
+    return null;
   }
 
   // --- The end ---
 
-  /** Puts everything back at once, without waiting: also for the exit of the process. */
+  /** Puts the kernel's killer back at once, without waiting: also for the exit of the process. */
   #disarm(): void {
-    this.#near?.listener.close();
+    const steps = [
+      () => this.#near?.listener.close(),
+      () => this.#restoreReserve?.(),
+      ...this.#restoring(),
+      // Memcgs made after the last look inherited our setting.
+      () => this.#setup.hierarchy.drainTree(),
+      () => this.#subtree.rescan(),
+      ...this.#restoring(),
+    ];
     this.#near = null;
-    this.#restoreReserve?.();
+    for (const step of steps) this.#attempt(step);
     this.#restoreReserve = null;
-    for (const armed of this.#armed.values()) armed.restore();
-    // Memcgs made after the last look inherited our setting.
-    this.#setup.hierarchy.drainTree();
-    this.#subtree.rescan();
-    for (const armed of this.#armed.values()) armed.restore();
   }
 
+  #restoring(): (() => void)[] {
+    return [...this.#armed.values()].map((armed) => () => armed.restore());
+  }
+
+  /** One step that fails must not keep the others from being gone. */
+  #attempt(step: () => void): void {
+    try {
+      step();
+    } catch (error) {
+      this.#warn(this.#setup.scope, error);
+    }
+  }
+
+  /** Where tasks wait, the kernel is about to choose: it should find everybody in order. */
+  #prepareRelease(): void {
+    for (const armed of this.#armed.values()) {
+      const { memcg, original } = armed;
+      if (original || !memcg.oomState().underOom) continue;
+      this.preference.prepareHandOver([this.jobsOf(armed)], new Set(), memcg.limit());
+      return;
+    }
+  }
+
+  /** At the end of the process: no promise runs any more, but the kernel needs a moment to choose. */
   disarmNow(): void {
     if (this.#state !== 'watching') return;
+    this.#state = 'closed';
+    this.#attempt(() => this.#prepareRelease());
     this.#disarm();
-    this.preference.restoreAll();
+    const nap = new Int32Array(new SharedArrayBuffer(4));
+    for (let waited = 0; waited < EXIT_MS && this.#wakeWaiters(); waited += 5) Atomics.wait(nap, 0, 0, 5);
+    this.#attempt(() => this.preference.restoreAll());
+    this.#closing = this.#release();
   }
 
   #finish(state: 'closed' | 'vanished'): void {
     if (this.#state !== 'watching') return;
+    if (state === 'closed') this.#attempt(() => this.#prepareRelease());
     this.#state = state;
     for (const condition of [...this.#conditions]) condition.release(state === 'closed' ? 'released' : 'vanished');
     this.#disarm();
@@ -323,7 +394,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   }
 
   #forgetAll(): void {
-    this.preference.restoreAll();
+    this.#attempt(() => this.preference.restoreAll());
     for (const jobs of this.#jobs.values()) jobs.close();
     this.#jobs.clear();
     this.#subtree.close();
@@ -334,13 +405,15 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   #wakeWaiters(): boolean {
     let waiting = false;
     for (const { memcg, original } of this.#armed.values()) {
-      try {
-        if (original || !memcg.oomState().underOom) continue;
-        memcg.setKillDisabled(false);
-        waiting = true;
-      } catch (error) {
-        if (!isVanished(error)) throw error;
-      }
+      this.#attempt(() => {
+        try {
+          if (original || !memcg.oomState().underOom) return;
+          memcg.setKillDisabled(false);
+          waiting = true;
+        } catch (error) {
+          if (!isVanished(error)) throw error;
+        }
+      });
     }
     return waiting;
   }

@@ -21,6 +21,9 @@ Napi::Function DirectoryObject::define(Napi::Env env) {
                          InstanceMethod<&Self::makeDirectory>("makeDirectory"),
                          InstanceMethod<&Self::removeDirectory>("removeDirectory"),
                          InstanceMethod<&Self::getAttribute>("getAttribute"),
+                         InstanceMethod<&Self::setAttribute>("setAttribute"),
+                         InstanceMethod<&Self::claim>("claim"),
+                         InstanceMethod<&Self::unclaim>("unclaim"),
                          InstanceMethod<&Self::close>("close"),
                      });
 }
@@ -168,6 +171,33 @@ Napi::Value DirectoryObject::getAttribute(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   return *value ? Napi::String::New(env, **value) : env.Null();
+}
+
+void DirectoryObject::setAttribute(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto* directory = use(env);
+  if (directory == nullptr) return;
+  const auto name = stringArgument(info, 0, "name");
+  if (!name) return;
+  const auto value = stringArgument(info, 1, "value");
+  if (!value) return;
+  auto set = directory->setAttribute(*name, *value);
+  if (!set) throwSystemError(env, set.error());
+}
+
+Napi::Value DirectoryObject::claim(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto* directory = use(env);
+  if (directory == nullptr) return env.Undefined();
+  auto claimed = directory->claim();
+  if (claimed) return Napi::Boolean::New(env, *claimed);
+  throwSystemError(env, claimed.error());
+  return env.Undefined();
+}
+
+void DirectoryObject::unclaim(const Napi::CallbackInfo& info) {
+  const auto* directory = use(info.Env());
+  if (directory != nullptr) directory->unclaim();
 }
 
 void DirectoryObject::close(const Napi::CallbackInfo&) { directory_.close(); }

@@ -28,6 +28,9 @@ class DirectoryObject : public Napi::ObjectWrap<DirectoryObject> {
   void makeDirectory(const Napi::CallbackInfo& info);
   void removeDirectory(const Napi::CallbackInfo& info);
   Napi::Value getAttribute(const Napi::CallbackInfo& info);
+  void setAttribute(const Napi::CallbackInfo& info);
+  Napi::Value claim(const Napi::CallbackInfo& info);
+  void unclaim(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 
   reprieve::Directory directory_;

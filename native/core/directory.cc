@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <linux/openat2.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -217,5 +218,22 @@ Result<std::optional<std::string>> Directory::getAttribute(const std::string& na
     value.resize(value.size() * 4);
   }
 }
+
+Result<void> Directory::setAttribute(const std::string& name, const std::string& value) const {
+  if (value.empty()) {
+    if (fremovexattr(fd_.get(), name.c_str()) != 0 && errno != ENODATA) return lastError("fremovexattr", path_);
+  } else if (fsetxattr(fd_.get(), name.c_str(), value.data(), value.size(), 0) != 0) {
+    return lastError("fsetxattr", path_);
+  }
+  return {};
+}
+
+Result<bool> Directory::claim() const {
+  if (flock(fd_.get(), LOCK_EX | LOCK_NB) == 0) return true;
+  if (errno == EWOULDBLOCK) return false;
+  return lastError("flock", path_);
+}
+
+void Directory::unclaim() const { flock(fd_.get(), LOCK_UN); }
 
 }  // namespace reprieve

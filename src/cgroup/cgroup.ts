@@ -46,6 +46,11 @@ export interface Memcg {
   setKillDisabled(disabled: boolean): void;
   /** An extended attribute of the cgroup's directory. */
   attribute(name: string): string | null;
+  /** Sets an extended attribute; '' removes it. */
+  setAttribute(name: string, value: string): void;
+  /** Claims the memcg for this handle; false while another handle, of any process, has the claim. It ends with `close`. */
+  claim(): boolean;
+  unclaim(): void;
   /** Owner of the cgroup's directory, a user id. */
   readonly owner: number;
   /** Names of the cgroups directly below. */

@@ -100,6 +100,8 @@ export class SimulatedMemcg {
   readonly children = new Map<string, SimulatedMemcg>();
   readonly processes = new Set<SimulatedProcess>();
   readonly attributes = new Map<string, string>();
+  /** Who has claimed it. */
+  holder: unknown = null;
 
   constructor(
     readonly name: string,
@@ -465,6 +467,21 @@ class SimulatedHandle implements Memcg {
 
   attribute(name: string): string | null {
     return this.there.attributes.get(name) ?? null;
+  }
+
+  setAttribute(name: string, value: string): void {
+    if (value === '') this.there.attributes.delete(name);
+    else this.there.attributes.set(name, value);
+  }
+
+  claim(): boolean {
+    const { there } = this;
+    there.holder ??= this;
+    return there.holder === this;
+  }
+
+  unclaim(): void {
+    if (this.target.holder === this) this.target.holder = null;
   }
 
   children(): string[] {

@@ -1,5 +1,5 @@
 import { isVanished } from '../errors.js';
-import { type Hierarchy, type Listener, type Memcg, openChild } from './cgroup.js';
+import { type Hierarchy, type Listener, type Memcg, openChild, type TreeChange } from './cgroup.js';
 
 interface Node {
   memcg: Memcg;
@@ -11,8 +11,10 @@ interface Node {
 export interface SubtreeEvents {
   created(memcg: Memcg): void;
   removed(memcg: Memcg): void;
-  /** Something changed directly below this memcg: a child was made or removed, or its attributes were written. */
-  changed(memcg: Memcg): void;
+  /** Something changed directly below this memcg. */
+  changed(memcg: Memcg, change: TreeChange): void;
+  /** A memcg could not be opened or listened to, for want of descriptors, say; `rescan` tries again. */
+  failed(memcg: Memcg, error: unknown): void;
 }
 
 /** Every memcg below a scope, held open and listened to, so that none is born or dies unseen. */
@@ -20,13 +22,24 @@ export class Subtree {
   readonly #hierarchy: Hierarchy;
   readonly #events: SubtreeEvents;
   readonly #root: Node;
+  #complete = true;
 
-  /** `created` is not called for what is there already: ask `all`. */
+  /** `created` is not called for what is there already: ask `all`. @throws ReprieveError; nothing stays open then */
   constructor(hierarchy: Hierarchy, scope: Memcg, events: SubtreeEvents) {
     this.#hierarchy = hierarchy;
     this.#events = events;
     this.#root = this.#node(scope);
-    this.#scan(this.#root, false);
+    try {
+      this.#scan(this.#root, false);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+  }
+
+  /** False after something failed, until a `rescan` went well. */
+  get complete(): boolean {
+    return this.#complete;
   }
 
   /** Every memcg below the scope, parents first. */
@@ -42,55 +55,66 @@ export class Subtree {
     return found;
   }
 
-  /** Scans everything anew. */
+  /** Scans everything anew. What fails is told. */
   rescan(): void {
+    this.#complete = true;
     const visit = (node: Node) => {
-      this.#scan(node, true);
+      this.#try(node, () => this.#scan(node, true));
       for (const child of node.children.values()) visit(child);
     };
     visit(this.#root);
   }
 
+  #try(node: Node, run: () => void): void {
+    try {
+      run();
+    } catch (error) {
+      if (isVanished(error)) return; // its own removal is told
+      this.#complete = false;
+      this.#events.failed(node.memcg, error);
+    }
+  }
+
   #node(memcg: Memcg): Node {
     const node: Node = { memcg, listener: { close() {} }, children: new Map() };
-    node.listener = this.#hierarchy.listenTree(memcg, ({ kind }) => {
-      if (kind === 'overflow') this.rescan();
-      else if (kind !== 'attributes') this.#scan(node, true);
-      this.#events.changed(memcg);
+    node.listener = this.#hierarchy.listenTree(memcg, (change) => {
+      this.#try(node, () => {
+        if (change.kind === 'overflow') this.rescan();
+        else if (change.kind !== 'attributes') this.#look(node, change.name, true);
+        this.#events.changed(memcg, change);
+      });
     });
     return node;
   }
 
-  /** Compares what is below a node with what it knows; listens to a newcomer before it looks below it. */
+  /** Compares everything below a node with what it knows. */
   #scan(node: Node, tell: boolean): void {
-    let names: Set<string>;
-    try {
-      names = new Set(node.memcg.children());
-    } catch (error) {
-      if (!isVanished(error)) throw error;
-      names = new Set();
-    }
-    for (const [name, child] of node.children) {
-      if (names.has(name) && isThere(child.memcg)) continue;
+    const names = new Set(node.memcg.children());
+    for (const name of node.children.keys()) names.add(name);
+    for (const name of names) this.#look(node, name, tell);
+  }
+
+  /** Compares one name below a node with what it knows; listens to a newcomer before it looks below it. */
+  #look(node: Node, name: string, tell: boolean): void {
+    const known = node.children.get(name);
+    if (known !== undefined) {
+      if (isThere(known.memcg)) return;
       node.children.delete(name);
-      this.#forget(child);
+      this.#forget(known);
     }
-    for (const name of names) {
-      if (node.children.has(name)) continue;
-      const memcg = openChild(node.memcg, name);
-      if (memcg === null) continue;
-      let child: Node;
-      try {
-        child = this.#node(memcg);
-      } catch (error) {
-        memcg.close();
-        if (isVanished(error)) continue;
-        throw error;
-      }
-      node.children.set(name, child);
-      if (tell) this.#events.created(memcg);
-      this.#scan(child, tell);
+    const memcg = name === '' ? null : openChild(node.memcg, name);
+    if (memcg === null) return;
+    let child: Node;
+    try {
+      child = this.#node(memcg);
+    } catch (error) {
+      memcg.close();
+      if (isVanished(error)) return;
+      throw error;
     }
+    node.children.set(name, child);
+    if (tell) this.#events.created(memcg);
+    this.#scan(child, tell);
   }
 
   #forget(node: Node): void {

@@ -134,6 +134,18 @@ class MemcgV1 implements Memcg {
     return this.#doing(`reading the attribute ${name}`, () => this.directory.getAttribute(name));
   }
 
+  setAttribute(name: string, value: string): void {
+    this.#doing(`setting the attribute ${name}`, () => this.directory.setAttribute(name, value));
+  }
+
+  claim(): boolean {
+    return this.#doing('claiming', () => this.directory.claim());
+  }
+
+  unclaim(): void {
+    if (!this.closed) this.directory.unclaim();
+  }
+
   children(): string[] {
     return this.#doing('listing the children', () => this.directory.subdirectories());
   }

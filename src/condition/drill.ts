@@ -7,8 +7,10 @@ import type { Hierarchy, Memcg } from '../cgroup/cgroup.js';
 import { lowestPriority } from '../policy/lowest-priority.js';
 import { parseLadder } from './options.js';
 
-/** Runs in one go at first: enough for V8 to compile what is hot; tens of milliseconds for a scope of some ten jobs. */
+/** Runs in one go at first: enough for V8 to compile what is hot. */
 export const FIRST_RUNS = 300;
+/** But no longer than this, in milliseconds. */
+export const FIRST_DRILL_MS = 50;
 /** Runs that come in by the event loop, as a real signal does. */
 export const FIRST_SIGNALS = 30;
 
@@ -36,6 +38,9 @@ export function fullMemcg(memcg: Memcg): Memcg {
     memory: () => memcg.memory(),
     setKillDisabled: () => {},
     attribute: (name) => memcg.attribute(name),
+    setAttribute: () => {},
+    claim: () => true,
+    unclaim: () => {},
     children: () => memcg.children(),
     child: (name) => memcg.child(name),
     pids: () => memcg.pids(),

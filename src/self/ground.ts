@@ -1,3 +1,4 @@
+import { isMainThread } from 'node:worker_threads';
 import { type Capabilities, probeCapabilities } from '../capabilities.js';
 import type { Hierarchy } from '../cgroup/cgroup.js';
 import { findMemoryV1, readCgroupMounts } from '../cgroup/mounts.js';
@@ -38,6 +39,13 @@ export interface Ground {
 
 /** The ground of this machine. @throws ReprieveError as `OomHandler.open()` says; nothing stays changed then */
 export function openGround(options: HandlerOptions): Ground {
+  if (!isMainThread) {
+    // It moves, raises and locks the process, and a worker can be terminated without putting anything back.
+    throw new ReprieveError(
+      'ERR_REPRIEVE_UNSUPPORTED',
+      'Open the handler in the main thread: it acts on the whole process',
+    );
+  }
   const bytes = wholePages(bytesOf(options.reserve ?? '8MiB', 'the `reserve` option'));
   const scheduling = options.scheduling ?? 'realtime';
   if (!['realtime', 'nice', 'keep'].includes(scheduling)) {

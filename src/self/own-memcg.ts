@@ -61,10 +61,9 @@ function moveOut(mount: CgroupMount): OwnMemcg {
     whyNot: null,
     leave() {
       try {
-        try {
-          join(held, before ?? '/');
-        } catch {
-          join(held, '/'); // where it was is gone
+        // Ourselves, and programs that we started meanwhile.
+        for (const pid of readBeneath(held, name, 'cgroup.procs').split('\n')) {
+          if (pid !== '') moveBack(held, before ?? '/', pid);
         }
         held.removeDirectory(name);
       } catch {
@@ -93,11 +92,29 @@ function makeAndJoin(root: Directory, name: string): void {
   }
 }
 
-function join(root: Directory, path: string): void {
-  if (path === '/') return root.writeFile('cgroup.procs', String(process.pid));
+function join(root: Directory, path: string, pid = String(process.pid)): void {
+  if (path === '/') return root.writeFile('cgroup.procs', pid);
   const directory = root.openBeneath(path.slice(1));
   try {
-    directory.writeFile('cgroup.procs', String(process.pid));
+    directory.writeFile('cgroup.procs', pid);
+  } finally {
+    directory.close();
+  }
+}
+
+function moveBack(root: Directory, path: string, pid: string): void {
+  try {
+    join(root, path, pid);
+  } catch (error) {
+    // To the root if where it was is gone; ESRCH: the process is.
+    if ((error as SystemError).code !== 'ESRCH') join(root, '/', pid);
+  }
+}
+
+function readBeneath(root: Directory, path: string, file: string): string {
+  const directory = root.openBeneath(path);
+  try {
+    return directory.readFile(file);
   } finally {
     directory.close();
   }

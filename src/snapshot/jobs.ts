@@ -6,6 +6,7 @@ import {
   openChild,
   openDescendants,
   type Process,
+  type TreeChange,
 } from '../cgroup/cgroup.js';
 import { isThere } from '../cgroup/subtree.js';
 import { isVanished } from '../errors.js';
@@ -46,25 +47,33 @@ export class Jobs {
     this.refresh();
   }
 
-  /** Finds the child memcgs and their settings anew. Needed only when one was made, removed, or its attributes changed. */
+  /** Finds the child memcgs anew. */
   refresh(): void {
     const names = new Set(this.#memcg.children());
-    for (const [name, job] of this.#memcgs) {
-      if (names.has(name) && isThere(job.memcg)) {
-        job.settings = this.#rules.resolve(job.name, job.memcg);
-        continue;
-      }
-      job.memcg.close();
+    for (const name of this.#memcgs.keys()) names.add(name);
+    for (const name of names) this.#look(name);
+  }
+
+  /** Something changed below the memcg. */
+  changed({ name, kind }: TreeChange): void {
+    if (kind === 'overflow') return this.refresh();
+    const job = this.#memcgs.get(name);
+    if (kind !== 'attributes') this.#look(name);
+    else if (job !== undefined) job.settings = this.#rules.resolve(job.name, job.memcg);
+  }
+
+  #look(name: string): void {
+    const known = this.#memcgs.get(name);
+    if (known !== undefined) {
+      if (isThere(known.memcg)) return;
+      known.memcg.close();
       this.#memcgs.delete(name);
     }
-    for (const name of names) {
-      if (this.#memcgs.has(name)) continue;
-      const memcg = openChild(this.#memcg, name);
-      if (memcg === null) continue;
-      const jobName = this.#nameOf(memcg.path);
-      const settings = this.#rules.resolve(jobName, memcg);
-      this.#memcgs.set(name, { kind: 'memcg', id: memcg.path, name: jobName, born: memcg.inode, settings, memcg });
-    }
+    const memcg = name === '' ? null : openChild(this.#memcg, name);
+    if (memcg === null) return;
+    const jobName = this.#nameOf(memcg.path);
+    const settings = this.#rules.resolve(jobName, memcg);
+    this.#memcgs.set(name, { kind: 'memcg', id: memcg.path, name: jobName, born: memcg.inode, settings, memcg });
   }
 
   #refreshProcesses(): void {

@@ -192,7 +192,8 @@ async function play(scenario: Scenario) {
   const rules: Record<string, object> = {};
   for (const [index, { processes, scoreAdj, below, settings, shmem, file }] of jobs.entries()) {
     const name = `job-${index}`;
-    const adj = settings.protected ? Math.min(0, scoreAdj) : scoreAdj; // DEFECT B
+    // Known (protected-score): a protected job of oom_score_adj above 0 may outrank what is raised for a hand-over.
+    const adj = settings.protected ? Math.min(0, scoreAdj) : scoreAdj;
     rules[name] = rules[`${name}/*`] = settings;
     if (settings.protected) protectedJobs.add(name);
     const memcg = hierarchy.make(`${SCOPE}/${name}`);
@@ -235,8 +236,9 @@ async function play(scenario: Scenario) {
     if (kind === 'close') void watch.close();
     else if (kind === 'abort') abort.abort();
     else if (kind === 'new memcg' && !scope.removed && watch.state === 'watching') {
-      // DEFECT G
-      spawn(hierarchy.make(`${SCOPE}/new-${index}`), `new-${index}`, 0, 1, size); // DEFECT J: none of -1000
+      // Known (arm-while-closing): a recursive watch that is closing arms a new memcg, and leaves it so.
+      // Known (parked-blind): a parked condition does not look for new jobs whose oom_score_adj is -1000.
+      spawn(hierarchy.make(`${SCOPE}/new-${index}`), `new-${index}`, 0, 1, size);
     } else if (kind === 'raise' && memcg) hierarchy.make(memcg.path, memcg.limit + size * MiB);
     else if (kind === 'remove') {
       const empty = memcgs.filter(({ processes, children }) => processes.size + children.size === 0);
@@ -245,7 +247,7 @@ async function play(scenario: Scenario) {
     else if (process && kind === 'shrink') hierarchy.shrink(process, size * MiB);
     else if (process && kind === 'exit') hierarchy.exit(process);
     else if (process && kind === 'fork' && process.memcg !== scope) {
-      // DEFECT C
+      // Known (flat-fork): the child of a flat process keeps the raised oom_score_adj.
 
       const child = hierarchy.fork(process);
       people.push(child);
@@ -261,11 +263,13 @@ async function play(scenario: Scenario) {
   const parked = new Map<string, SimulatedProcess[]>();
   for (const { waiting } of living()) {
     if (waiting === null || !armed.has(waiting.over.path)) continue;
-    if (episodes.some(({ report }) => report.outcome === 'left')) continue; // DEFECT A
+    // Known (left-above): while the memcg above is left to its owner, the scope's own condition is not taken up.
+    if (episodes.some(({ report }) => report.outcome === 'left')) continue;
     const { over } = waiting;
     const killable = within(over).filter(({ dying }) => !dying);
     rule(!killable.some(({ scoreAdj }) => scoreAdj > -1000), `${over.path} waits, and the kernel could kill`);
-    const kept = episodes.some(({ report }) => report.owner === over.path && report.outcome === 'kernel'); // DEFECT D
+    // Known (kernel-keeps): where only tasks of -1000 are left after a hand-over, nobody is told.
+    const kept = episodes.some(({ report }) => report.owner === over.path && report.outcome === 'kernel');
     const told = alarms.some((text) => text.startsWith(`${over.path} stays parked`));
     rule(kept || told, `${over.path} waits without an alarm`);
     parked.set(
@@ -283,7 +287,7 @@ async function play(scenario: Scenario) {
   top.killDisabled = false;
   for (const process of living()) {
     const original = originals.get(process);
-    if (scenario.recursive) continue; // DEFECT H
+    if (scenario.recursive) continue; // Known (two-jobs): raised as part of two jobs, a process gets a raised value back.
     rule(process.scoreAdj === original, `${process.pid}: oom_score_adj is ${process.scoreAdj}, was ${original}`);
   }
   return { episodes, deaths, goneUs, broken, kernelKills, parked, isProtected, left: leftBehind(simulation) };
@@ -309,7 +313,9 @@ function check({ deadlines }: Scenario, played: Awaited<ReturnType<typeof play>>
     const { openedUs, report } = episode;
     const { id, owner, outcome, victims, steps } = report;
     rule(['cleared', 'kernel', 'vanished', 'released', 'left'].includes(outcome), `${id} ends ${outcome}`);
-    if (!steps.some(({ text }) => text.includes('stays parked'))) {
+    // Known (left-above): under_oom of the memcg above keeps the scope's condition open.
+    const leftAbove = episodes.some((other) => other.report.outcome === 'left');
+    if (!leftAbove && !steps.some(({ text }) => text.includes('stays parked'))) {
       // The hand-over is given clearWithin, and so is each job that dies by signal because the kernel may not kill it.
       const extra = 1 + victims.filter(({ rung }) => rung === 'kernel').length;
       const boundMs = handleWithin + extra * clearWithin;
@@ -340,7 +346,8 @@ function check({ deadlines }: Scenario, played: Awaited<ReturnType<typeof play>>
     const allGoneUs = Math.max(0, ...one.pids.map((pid) => goneUs.get(pid) ?? Number.POSITIVE_INFINITY));
     const freeUs = Math.min(allGoneUs, one.atUs + clearWithin * 1000, one.forgottenUs);
     for (const other of victims) {
-      if (other === one || other.atUs < one.atUs || other.rung === 'kernel') continue; // DEFECT F
+      // Known (impatient-hand-over): at handleWithin a second job dies by signal, whoever is on its way out.
+      if (other === one || other.atUs < one.atUs || other.rung === 'kernel') continue;
       if (!isAtOrBelow(one.owner, other.owner) && !isAtOrBelow(other.owner, one.owner)) continue;
       rule(other.atUs >= freeUs, `${other.atUs} µs: ${other.job} was killed while ${one.job} was on its way out`);
     }
@@ -360,7 +367,7 @@ function check({ deadlines }: Scenario, played: Awaited<ReturnType<typeof play>>
       const handedOverUs = handOvers.filter((us) => us <= atUs).at(-1);
       if (handedOverUs === undefined) continue;
       const earlier = kernelKills.slice(0, index).some((kill) => kill.over === over && kill.atUs >= handedOverUs);
-      if (earlier) continue; // DEFECT K
+      if (earlier) continue; // Known (outgrown): a protected waiter that got memory outranks those of later ranks.
       const there = others.filter(({ started }) => started <= handedOverUs).map(({ pid }) => pid);
       rule(there.length === 0, `the kernel took the protected ${victim.name}, not one of ${there}`);
     }
