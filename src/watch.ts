@@ -14,6 +14,8 @@ const MOST_QUEUED = 64;
 /** How long `close` waits for the kernel's killer before it takes the prepared `oom_score_adj` back. */
 const RELEASE_MS = 1_000;
 
+/** Looks, 5 ms apart, in which nobody waits: `under_oom` falls for a moment when waiters are woken, before they try again. */
+const QUIET_LOOKS = 5;
 /** The same at the end of the process, which is not held up for longer. */
 const EXIT_MS = 200;
 
@@ -56,6 +58,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   readonly #wakes = new Set<() => void>();
   #dropped = 0;
   #state: WatchState = 'watching';
+  /** Tasks waited when it ended: the kernel is to choose. */
+  #released = false;
   #closing: Promise<void> | null = null;
 
   /** Arms everything, or nothing. @throws ReprieveError */
@@ -346,31 +350,38 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     }
   }
 
-  /** Where tasks wait, the kernel is about to choose: it should find everybody in order. */
-  #prepareRelease(): void {
+  /** Where tasks wait, the kernel is about to choose: it should find everybody in order. True if there are such. */
+  #prepareRelease(): boolean {
+    let waiting = false;
     for (const armed of this.#armed.values()) {
-      const { memcg, original } = armed;
-      if (original || !memcg.oomState().underOom) continue;
-      this.preference.prepareHandOver([this.jobsOf(armed)], new Set(), memcg.limit());
-      return;
+      this.#attempt(() => {
+        const { memcg, original } = armed;
+        if (waiting || original || !memcg.oomState().underOom) return;
+        waiting = true;
+        this.preference.prepareHandOver([this.jobsOf(armed)], new Set(), memcg.limit());
+      });
     }
+    return waiting;
   }
 
   /** At the end of the process: no promise runs any more, but the kernel needs a moment to choose. */
   disarmNow(): void {
     if (this.#state !== 'watching') return;
     this.#state = 'closed';
-    this.#attempt(() => this.#prepareRelease());
+    const released = this.#prepareRelease();
     this.#disarm();
     const nap = new Int32Array(new SharedArrayBuffer(4));
-    for (let waited = 0; waited < EXIT_MS && this.#wakeWaiters(); waited += 5) Atomics.wait(nap, 0, 0, 5);
+    for (let waited = 0, quiet = released ? 0 : QUIET_LOOKS; waited < EXIT_MS && quiet < QUIET_LOOKS; waited += 5) {
+      Atomics.wait(nap, 0, 0, 5);
+      quiet = this.#wakeWaiters() ? 0 : quiet + 1;
+    }
     this.#attempt(() => this.preference.restoreAll());
     this.#closing = this.#release();
   }
 
   #finish(state: 'closed' | 'vanished'): void {
     if (this.#state !== 'watching') return;
-    if (state === 'closed') this.#attempt(() => this.#prepareRelease());
+    this.#released = state === 'closed' && this.#prepareRelease();
     this.#state = state;
     for (const condition of [...this.#conditions]) condition.release(state === 'closed' ? 'released' : 'vanished');
     this.#disarm();
@@ -382,10 +393,11 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   async #release(): Promise<void> {
     const { hierarchy, scope, above } = this.#setup;
     const until = hierarchy.clock.nowUs() + RELEASE_MS * 1000;
-    while (this.#state === 'closed' && hierarchy.clock.nowUs() < until && this.#wakeWaiters()) {
+    for (let quiet = this.#released ? 0 : QUIET_LOOKS; quiet < QUIET_LOOKS && hierarchy.clock.nowUs() < until; ) {
       await new Promise<void>((resolve) => {
         hierarchy.clock.after(5, resolve);
       });
+      quiet = this.#wakeWaiters() ? 0 : quiet + 1;
     }
     this.#forgetAll();
     scope.close();

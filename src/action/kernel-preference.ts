@@ -41,10 +41,14 @@ export class KernelPreference {
     this.#hierarchy = hierarchy;
   }
 
-  /** While nothing is out of memory: raises the jobs of the first tier, and puts back those that are not in it any more. */
+  /**
+   * While nothing is out of memory: raises the jobs of the first tier, and puts back those that are not in it any more.
+   * Where there is nobody else to prefer them to, they are left alone: an out-of-memory above would take them first.
+   */
   prepare(groups: readonly Jobs[]): void {
     const live = liveJobs(groups);
-    const first = new Set(firstTier(groups.flatMap((jobs) => jobs.sample(new Set()))).map(identityOf));
+    const tier = firstTier(groups.flatMap((jobs) => jobs.sample(new Set())));
+    const first = new Set(tier.length < live.size ? tier.map(identityOf) : []);
     for (const [identity, raised] of this.#raised) if (!first.has(identity)) this.#restore(identity, raised);
     for (const identity of first) {
       const job = live.get(identity);
@@ -83,59 +87,63 @@ export class KernelPreference {
       this.#raised.set(identity, raised);
     }
     const { originals } = raised;
+    const pids = new Set(pidsOf(job));
+    for (const [pid, original] of originals) {
+      if (pids.has(pid)) continue;
+      // It is gone, or it is another job's now.
+      originals.delete(pid);
+      this.#with(pid, (process) => putBack(process, original));
+    }
     const elders = [...originals.values()];
-    this.#each(job, originals, (process) => {
-      const value = process.scoreAdj();
-      if (value === NEVER) return;
-      // Born of one that we raised: its original is that of its elders.
-      const inherited = elders.some(({ written }) => written === value);
-      const original = inherited ? lowestOf(elders) : value;
-      const written = Math.max(value, score(process));
-      if (written > value) process.setScoreAdj(written);
-      originals.set(process.pid, { started: process.started, value: original, written });
-    });
-  }
-
-  #restore(identity: string, { job, originals }: Raised): void {
-    this.#raised.delete(identity);
-    if (originals.size === 0) return;
-    const elders = [...originals.values()];
-    // Twice: a child that is forked between the listing and the write of its parent inherits the raised value.
-    for (let round = 0; round < 2; round++) {
-      this.#each(job, new Map(), (process) => {
+    for (const pid of pids) {
+      if (originals.has(pid)) continue;
+      this.#with(pid, (process) => {
         const value = process.scoreAdj();
-        const known = originals.get(process.pid);
-        const original =
-          known?.started === process.started
-            ? known
-            : { value: lowestOf(elders), written: elders.find(({ written }) => written === value)?.written };
-        // Not as we left it: somebody else's word.
-        if (original.written === value && original.value !== value) process.setScoreAdj(original.value);
+        if (value === NEVER) return;
+        // Born of one that we raised: its original is that of its elders.
+        const inherited = elders.some(({ written }) => written === value);
+        const written = Math.max(value, score(process));
+        if (written > value) process.setScoreAdj(written);
+        originals.set(pid, { started: process.started, value: inherited ? lowestOf(elders) : value, written });
       });
     }
   }
 
-  /** Runs over a job's processes but the known ones. A process that is gone meanwhile is passed over. */
-  #each(job: LiveJob, known: ReadonlyMap<number, unknown>, run: (process: Process) => void): void {
-    const attempt = (process: Process) => {
-      try {
-        run(process);
-      } catch (error) {
-        if (!isVanished(error)) this.failures++;
+  /** Those that we raised, wherever they are now, and those that were born of them in the job. */
+  #restore(identity: string, { job, originals }: Raised): void {
+    this.#raised.delete(identity);
+    for (const [pid, original] of originals) this.#with(pid, (process) => putBack(process, original));
+    const elders = [...originals.values()];
+    if (elders.length === 0) return;
+    const value = lowestOf(elders);
+    // Twice: a child that is forked between the listing and the write of its parent inherits the raised value.
+    for (let round = 0; round < 2; round++) {
+      for (const pid of pidsOf(job)) {
+        if (originals.has(pid)) continue;
+        this.#with(pid, (process) => {
+          for (const { written } of elders) putBack(process, { started: process.started, value, written });
+        });
       }
-    };
-    if (job.kind === 'process') {
-      if (!known.has(job.process.pid)) attempt(job.process);
-      return;
-    }
-    for (const pid of pidsOf(job)) {
-      if (known.has(pid)) continue;
-      const process = this.#hierarchy.openProcess(pid);
-      if (process === null) continue;
-      attempt(process);
-      process.close();
     }
   }
+
+  /** One process; one that is gone is passed over, and one that fails must not keep the others. */
+  #with(pid: number, run: (process: Process) => void): void {
+    let process: Process | null = null;
+    try {
+      process = this.#hierarchy.openProcess(pid);
+      if (process !== null) run(process);
+    } catch (error) {
+      if (!isVanished(error)) this.failures++;
+    } finally {
+      process?.close();
+    }
+  }
+}
+
+/** Unless it is another process by now, or holds somebody else's word. */
+function putBack(process: Process, { started, value, written }: Original): void {
+  if (process.started === started && value !== written && process.scoreAdj() === written) process.setScoreAdj(value);
 }
 
 function liveJobs(groups: readonly Jobs[]): Map<string, LiveJob> {
@@ -143,5 +151,5 @@ function liveJobs(groups: readonly Jobs[]): Map<string, LiveJob> {
 }
 
 function lowestOf(originals: readonly Original[]): number {
-  return Math.min(...originals.map(({ value }) => value));
+  return originals.reduce((lowest, { value }) => Math.min(lowest, value), FIRST_TO_DIE);
 }

@@ -8,7 +8,7 @@
 import { goneSince, hasKillableTask, processesOf } from '../action/hand-over.js';
 import type { KernelPreference } from '../action/kernel-preference.js';
 import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
-import { isVanished, ReprieveError } from '../errors.js';
+import { isVanished, ReprieveError, show } from '../errors.js';
 import {
   checkDecision,
   type Decision,
@@ -37,6 +37,8 @@ const GONE_US = 200_000;
 const DYING_LOOK_MS = 10;
 /** Longest pause between two looks while nothing is signalled, in milliseconds. */
 const LONGEST_LOOK_MS = 50;
+/** After a longer thought than this, memory may have come back meanwhile. */
+const PROMPT_US = 5_000;
 /** Threads listed as waiting, at most. */
 const MOST_WAITERS = 200;
 
@@ -178,7 +180,7 @@ export class OomCondition {
    */
   async snapshot(): Promise<Snapshot> {
     this.#mustBeOpen();
-    return this.#takeSnapshot();
+    return this.#keep(this.#takeSnapshot());
   }
 
   /**
@@ -189,7 +191,7 @@ export class OomCondition {
    */
   async kill(victim: string | undefined, because = 'the caller chose it'): Promise<KillResult> {
     this.#mustBeTheirTurn();
-    const snapshot = this.#takeSnapshot();
+    const snapshot = this.#keep(this.#takeSnapshot());
     const job = findVictim(snapshot, victim);
     if (typeof job === 'string') throw new ReprieveError('ERR_REPRIEVE_NOT_A_VICTIM', `Nothing was killed: ${job}`);
     if (!this.#isNeeded()) {
@@ -324,7 +326,8 @@ export class OomCondition {
       return;
     }
     this.#step(`failed: ${messageOf(error)}`);
-    if (this.#state !== 'kernel' && this.#state !== 'parked') this.#nextRung();
+    if (this.#rung < this.#rungs.length - 1) this.#nextRung();
+    else this.#after('next', LONGEST_LOOK_MS, () => this.#handOver('trying again'));
     this.#look();
   }
 
@@ -354,6 +357,15 @@ export class OomCondition {
       victims: this.#report.victims.map(({ job }) => job),
       jobs: sampled,
     };
+  }
+
+  /** The first snapshot is the report's. */
+  #keep(snapshot: Snapshot): Snapshot {
+    if (this.#report.snapshot === null) {
+      this.#report.snapshot = snapshot;
+      this.#report.timings.snapshotUs = this.#sinceUs();
+    }
+    return snapshot;
   }
 
   /** False while memory comes back by itself, or with a job that is dying: then nobody is to be asked. */
@@ -394,11 +406,7 @@ export class OomCondition {
       }
       return;
     }
-    const snapshot = this.#takeSnapshot();
-    if (this.#report.snapshot === null) {
-      this.#report.snapshot = snapshot;
-      this.#report.timings.snapshotUs = this.#sinceUs();
-    }
+    const snapshot = this.#keep(this.#takeSnapshot());
     let answer: Decision | PromiseLike<Decision>;
     try {
       answer = rung.decide(snapshot, this.#context());
@@ -406,7 +414,7 @@ export class OomCondition {
       this.#step(`threw: ${messageOf(error)}`);
       return this.#nextRung();
     }
-    if (!isPromise(answer)) return this.#answer(answer, snapshot);
+    if (!isPromise(answer)) return this.#promptAnswer(answer, snapshot, question);
     this.#after('respond', respondWithin, answerIsLate);
     answer.then(
       (decision) =>
@@ -438,6 +446,19 @@ export class OomCondition {
     };
   }
 
+  /** A policy that did not give the event loop a turn: it may have taken its time, or closed the watch. */
+  #promptAnswer(decision: Decision, snapshot: Snapshot, question: number): void {
+    if (!this.open || question !== this.#question) return;
+    const tookUs = this.#setup.hierarchy.clock.nowUs() - this.#stateSinceUs;
+    const { respondWithin } = this.#setup.options;
+    if (tookUs > respondWithin * 1000) {
+      this.#step(`answered after ${Math.round(tookUs / 1000)} ms, not within ${respondWithin} ms`);
+      return this.#nextRung();
+    }
+    if (tookUs > PROMPT_US && !this.#isNeeded()) return this.#waitForMemory();
+    this.#answer(decision, snapshot);
+  }
+
   #lateAnswer(question: number, run: () => void): void {
     if (!this.open) return;
     if (question !== this.#question) return this.#step('an answer came after its deadline and was not followed');
@@ -448,7 +469,8 @@ export class OomCondition {
     }
   }
 
-  #answer(decision: Decision, snapshot: Snapshot): void {
+  #answer(answer: Decision, snapshot: Snapshot): void {
+    const decision = readOnce(answer);
     const wrong = checkDecision(decision, snapshot);
     if (wrong !== null) {
       this.#step(`refused: ${wrong}`);
@@ -496,7 +518,7 @@ export class OomCondition {
       this.#step(`has waited for ${this.#waitedMs} ms in all; no more (clearWithin)`);
       return this.#nextRung();
     }
-    const granted = Math.min(ms, left);
+    const granted = Math.min(Math.max(1, ms), left);
     this.#waitedMs += granted;
     this.#enter('waiting', `waits for ${granted} ms: ${because}`);
     this.#after('wait', granted, () => this.#decide());
@@ -509,6 +531,12 @@ export class OomCondition {
     const sampled = snapshot.jobs.find((candidate) => candidate.id === id) as Job;
     // Another job may have come to that path since the snapshot.
     const job = jobs.map((group) => group.find(id)).find((found) => found?.born === sampled.born);
+    if (job?.settings.protected) {
+      // The snapshot may have been changed since it was taken, or the settings.
+      this.#step(`refused: job ${job.name} is protected`);
+      this.#nextRung();
+      return false;
+    }
     if (job === undefined) {
       this.#enter('acting', `job ${sampled.name} is gone by itself`);
       this.#look();
@@ -654,7 +682,7 @@ export class OomCondition {
   #handOver(why: string): void {
     if (this.#state === 'kernel' || this.#state === 'ended') return;
     const { hierarchy, owner, armed, preference, jobs, options } = this.#setup;
-    for (const name of ['respond', 'clear', 'wait', 'next', 'handle']) this.#cancel(name);
+    for (const name of ['respond', 'clear', 'wait', 'next']) this.#cancel(name);
     this.#nextQuestion();
     this.#victims.settle();
     this.#rung = this.#rungs.length - 1;
@@ -662,20 +690,32 @@ export class OomCondition {
       this.#step(`${why}; ${owner.path} lies above what is watched and is left to its owner`);
       return this.#end('left');
     }
-    preference.prepareHandOver(jobs, this.#victims.killed, owner.limit());
-    if (!hasKillableTask(hierarchy, owner)) {
+    // Whatever of this fails, for want of descriptors, say, must not keep the waiters from being let go.
+    this.#attempt('preparing the kernel', () => preference.prepareHandOver(jobs, this.#victims.killed, owner.limit()));
+    const killable = this.#attempt('looking for a task to kill', () => hasKillableTask(hierarchy, owner));
+    if (killable === false) {
       this.#step('the kernel could kill nothing here: every task has oom_score_adj -1000');
       return this.#killUnprotected(why);
     }
-    this.#noteWaiters();
-    this.#beforeKernel = processesOf(jobs);
+    this.#attempt('looking who waits', () => this.#noteWaiters());
+    this.#beforeKernel = this.#attempt('listing processes', () => processesOf(jobs)) ?? null;
     owner.setKillDisabled(false);
+    this.#cancel('handle');
     this.#enter('kernel', `handed over to the kernel's own killer: ${why}`);
     this.#after('clear', options.clearWithin, () => {
       this.#step(`the kernel has not cleared it within ${options.clearWithin} ms; it keeps the memcg until it has`);
       this.#end('kernel');
     });
     this.#look();
+  }
+
+  #attempt<T>(what: string, run: () => T): T | undefined {
+    try {
+      return run();
+    } catch (error) {
+      this.#step(`${what} failed: ${messageOf(error)}`);
+      return undefined;
+    }
   }
 
   /** With nothing for the kernel to kill, a task that waits would spin for ever: a job dies by signal, or an alarm. */
@@ -718,7 +758,7 @@ export class OomCondition {
     report.outcome = outcome;
     report.timings.endedUs = this.#sinceUs();
     report.openedAt ||= new Date().toISOString();
-    if (report.snapshot !== null) report.explanation = explain(report.snapshot);
+    if (report.snapshot !== null) report.explanation = explain(report.snapshot, report.victims[0]);
     this.#report.kernelVictims = outcome === 'vanished' ? [] : this.#kernelVictims();
     for (const { job, pids } of this.#report.kernelVictims)
       this.#step(`the kernel killed ${count(pids.length)} of ${job}`);
@@ -730,6 +770,21 @@ export class OomCondition {
   #kernelVictims(): { job: string; pids: number[] }[] {
     return this.#beforeKernel === null ? [] : goneSince(this.#beforeKernel, this.#setup.jobs);
   }
+}
+
+/** What a policy answered, each field read once; its reason is read when it is put into words. */
+function readOnce(answer: Decision): Decision {
+  if (typeof answer !== 'object' || answer === null) return answer;
+  const { action, victim, ms } = answer as KillDecision & { ms: number };
+  const once = {
+    action,
+    victim,
+    ms,
+    get because() {
+      return answer.because;
+    },
+  };
+  return once as unknown as Decision;
 }
 
 /** The reason that a policy gives; it may be a getter of the policy's own. */
@@ -763,5 +818,5 @@ function isPromise<T>(value: T | PromiseLike<T>): value is PromiseLike<T> {
 }
 
 function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+  return error instanceof Error ? error.message : show(error);
 }

@@ -136,9 +136,15 @@ function finerDifference(first: Job, next: Job): string {
   return first.born !== next.born ? 'is younger, and as large' : 'is as large and as old, and comes first by name';
 }
 
-/** A sentence for each job: who would die now, and why not the others; in the order in which they would. */
-export function explain(snapshot: Snapshot): string[] {
+/**
+ * A sentence for each job: who would die now by `lowestPriority`, and why not the others; in the order in which they
+ * would. If somebody else was chosen, a sentence on that comes first.
+ */
+export function explain(snapshot: Snapshot, chosen?: { job: string; name: string; because: string }): string[] {
   const [first, ...spared] = rankJobs(snapshot.jobs);
+  if (chosen !== undefined && chosen.job !== first?.id) {
+    return [`${chosen.name} was chosen: ${chosen.because}. By lowestPriority:`, ...explain(snapshot)];
+  }
   const others = snapshot.jobs.filter((job) => !isCandidate(job)).sort(compareJobs);
   return [
     ...(first === undefined ? [] : [`${first.name} dies first: ${whyFirst(first, snapshot.jobs)}.`]),

@@ -60,10 +60,10 @@ export class Account implements ReserveCounters {
     return this.parent === null ? own : Math.min(own, this.parent.available);
   }
 
-  /** Charges here and above; false, and counted as a failure here, when any level has no room or nothing backs it. */
+  /** Charges here and above; false, and counted as a failure at each level, when any level has no room or nothing backs it. */
   tryCharge(bytes: number, backed = true): boolean {
     if (!backed || bytes > this.available) {
-      this.#failures++;
+      for (let level: Account | null = this; level !== null; level = level.parent) level.#failures++;
       return false;
     }
     for (let level: Account | null = this; level !== null; level = level.parent) {

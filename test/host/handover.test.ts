@@ -84,13 +84,27 @@ describeHost("handing over to the kernel's own killer", () => {
     host.make('batch');
     const batch = await host.start('batch', 'fork --children 6 --bytes 64KiB --every 300ms', { gate: true });
     host.setScoreAdj(batch.pid, 100);
-    const { handler } = await host.watch({ policy: lowestPriority });
+    host.make('web');
+    const { handler } = await host.watch({ policy: lowestPriority, jobs: { batch: { priority: 10 } } });
     expect(host.scoreAdj(batch.pid)).toBe(1000);
     batch.go();
     await host.until(() => host.pids('batch').length >= 4, 'children are born');
     const born = host.pids('batch');
     await handler.close();
     for (const pid of born) expect([pid, host.scoreAdj(pid)]).toEqual([pid, 100]);
+  });
+
+  test('a process that leaves a raised job gets its own value back; a job that nobody competes with is not raised', async () => {
+    const host = newHost();
+    host.make('', 128 * MiB);
+    for (const name of ['batch', 'web']) host.make(name);
+    const moved = await host.start('batch', 'hold --bytes 1MiB');
+    const { handler } = await host.watch({ policy: lowestPriority, jobs: { batch: { priority: 10 } } });
+    expect(host.scoreAdj(moved.pid)).toBe(1000);
+    host.write('web', 'cgroup.procs', moved.pid);
+    await host.until(() => host.scoreAdj(moved.pid) === 0, 'it is put back where it is now');
+    await handler.watch(`${host.scope}/web`, { policy: lowestPriority });
+    expect(host.scoreAdj(moved.pid)).toBe(0);
   });
 
   test('handleWithin bounds a ladder on which nothing answers', async () => {

@@ -1,4 +1,5 @@
 import { execFile, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { rmdirSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -212,16 +213,17 @@ describeHost('ways out', () => {
   for (const [how, leave] of Object.entries({
     'process.exit': 'process.exit(0);',
     'an exception that nobody catches': "setTimeout(() => { throw new Error('expected by the test'); }, 1);",
+    'SIGTERM that nobody listens to': "process.kill(process.pid, 'SIGTERM'); setTimeout(() => {}, 10_000);",
   })) {
     test(`${how} puts everything back`, async () => {
       const host = newHost();
       host.make('', 48 * MiB);
-      host.make('batch');
+      for (const name of ['batch', 'web']) host.make(name);
       const batch = await host.start('batch', 'hold --bytes 2MiB');
       const text = `import { OomHandler, lowestPriority } from ${JSON.stringify(dist)};
         import { readFileSync } from 'node:fs';
         const handler = await OomHandler.open({ reserve: '1MiB' });
-        await handler.watch('${host.scope}', { policy: lowestPriority });
+        await handler.watch('${host.scope}', { policy: lowestPriority, jobs: { batch: { priority: 10 } } });
         console.log(readFileSync('/proc/${batch.pid}/oom_score_adj', 'utf8').trim(), handler.capabilities.ownMemcg.path);
         ${leave}`;
       const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', text], { encoding: 'utf8' });
@@ -232,6 +234,77 @@ describeHost('ways out', () => {
       expect(() => rmdirSync(`/sys/fs/cgroup/memory${own}`)).toThrow(/ENOENT/);
     });
   }
+
+  test('one that was killed leaves it armed; the next one puts back what was there before that', async () => {
+    const host = newHost();
+    host.make('', 48 * MiB);
+    const text = `import { OomHandler } from ${JSON.stringify(dist)};
+      const handler = await OomHandler.open({ reserve: 0 });
+      await handler.watch('${host.scope}');
+      process.kill(process.pid, 'SIGKILL');`;
+    spawnSync(process.execPath, ['--input-type=module', '-e', text]);
+    expect(host.field('', 'memory.oom_control', 'oom_kill_disable')).toBe(1);
+    host.make('child'); // inherits that
+    const { handler } = await host.watch({ policy: lowestPriority });
+    await handler.close();
+    for (const below of ['', 'child']) expect(host.field(below, 'memory.oom_control', 'oom_kill_disable')).toBe(0);
+  });
+
+  test('two handlers, of one process or of two, do not arm the same memcg', async () => {
+    const host = newHost();
+    host.make('', 48 * MiB);
+    await host.watch({ policy: lowestPriority });
+    const second = await host.handler();
+    await expect(second.watch(host.scope)).rejects.toMatchObject({ code: 'ERR_REPRIEVE_ALREADY_WATCHED' });
+    const body = `const h = await OomHandler.open({ reserve: 0 }); try { await h.watch('${host.scope}'); } finally { await h.close(); }`;
+    expect(await inNode(program(body))).toMatchObject({ code: 'ERR_REPRIEVE_ALREADY_WATCHED' });
+  });
+
+  test('the process exits during a condition: the kernel finds everybody in order and takes the leak', async () => {
+    const host = newHost();
+    host.make('', 96 * MiB);
+    for (const name of ['batch', 'web']) host.make(name);
+    const web = await host.start('web', 'hold --bytes 60MiB');
+    const batch = await host.start('batch', 'leak --every 0', { gate: true });
+    const text = `import { OomHandler } from ${JSON.stringify(dist)};
+      const handler = await OomHandler.open({ reserve: 0 });
+      await handler.watch('${host.scope}', { policy: () => process.exit(0), jobs: { batch: { priority: 10 } } });
+      console.log('watching');`;
+    const child = execFile(process.execPath, ['--input-type=module', '-e', text]);
+    await once(child.stdout as NodeJS.ReadableStream, 'data');
+    batch.go();
+    await batch.gone;
+    if (child.exitCode === null) await once(child, 'exit');
+    await sleep(200);
+    expect(web.alive()).toBe(true);
+    expect(host.field('', 'memory.oom_control', 'oom_kill_disable')).toBe(0);
+  });
+
+  test('short of descriptors during an episode, the tasks are let go within the bound', async () => {
+    const host = newHost();
+    const batch = await leaking(host);
+    const text = `import { OomHandler, lowestPriority } from ${JSON.stringify(dist)};
+      import { openSync } from 'node:fs';
+      const handler = await OomHandler.open({ reserve: 0 });
+      await handler.watch('${host.scope}', { policy: lowestPriority, handleWithin: 1000 });
+      handler.on('report', (report) => { console.log(report.outcome); });
+      try { for (;;) openSync('/dev/null'); } catch {}
+      console.log('watching');`;
+    const child = execFile('prlimit', ['--nofile=256', process.execPath, '--input-type=module', '-e', text]);
+    await once(child.stdout as NodeJS.ReadableStream, 'data');
+    batch.go();
+    await batch.gone;
+    child.kill('SIGTERM');
+    await once(child, 'exit');
+    expect(host.field('', 'memory.oom_control', 'oom_kill_disable')).toBe(0);
+  });
+
+  test('a worker is refused: what it arms it could not put back', async () => {
+    const worker = `import { Worker } from 'node:worker_threads';
+      const text = ${JSON.stringify(program('await OomHandler.open();'))};
+      new Worker(new URL('data:text/javascript,' + encodeURIComponent(text)));`;
+    expect(await inNode(worker)).toMatchObject({ code: 'ERR_REPRIEVE_UNSUPPORTED' });
+  });
 
   test('a locked and raised handler survives the collector, and exits with 0', async () => {
     const churn = `const h = await OomHandler.open({ reserve: '16MiB' });

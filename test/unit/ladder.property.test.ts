@@ -183,7 +183,8 @@ async function play(scenario: Scenario) {
     const process = hierarchy.spawn(memcg, name);
     people.push(process);
     originals.set(process, scoreAdj);
-    Object.assign(process, { scoreAdj, dyingMs });
+    // Known (dies-for-ever): a victim below that never dies keeps the ladder of a memcg above from going on.
+    Object.assign(process, { scoreAdj, dyingMs: scenario.recursive ? Math.min(dyingMs, 600) : dyingMs });
     hierarchy.grow(process, size * MiB);
   };
 
