@@ -1,3 +1,4 @@
+import { constants as os } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openRealStage } from '../demo/real.js';
 import { openSimulatedStage } from '../demo/simulated.js';
@@ -8,6 +9,7 @@ import type { Report } from '../report/report.js';
 import { renderReport } from '../report/text.js';
 import { formatMicros } from '../units.js';
 
+const INTERRUPTS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 /** How long the services are watched after the episode, to see that they go on. */
 const AFTER_MS = 400;
 /** A demo in which nothing happens has failed. */
@@ -28,14 +30,17 @@ export async function runDemo(options: DemoOptions): Promise<void> {
   const say = (text: string) => {
     if (!options.json) process.stdout.write(`${text}\n`);
   };
-  const clear = async () => {
-    await stage.handler.close();
-    await stage.clear();
+  let cleared: Promise<void> | undefined;
+  const clear = () => {
+    cleared ??= stage.handler.close().then(() => stage.clear());
+    return cleared;
   };
   const interrupted = (signal: NodeJS.Signals) => {
-    void clear().finally(() => process.exit(signal === 'SIGINT' ? 130 : 143));
+    void clear().finally(() => process.exit(128 + os.signals[signal]));
   };
-  process.once('SIGINT', interrupted).once('SIGTERM', interrupted);
+  // Whoever reads us may leave before the end; the demo plays on, and clears up.
+  process.stdout.on('error', () => {});
+  for (const signal of INTERRUPTS) process.on(signal, interrupted);
   try {
     const { report, accounts } = await play(stage, options, say);
     const wentOn = verdict(report, accounts);
@@ -44,7 +49,7 @@ export async function runDemo(options: DemoOptions): Promise<void> {
     process.exitCode = wentOn ? 0 : 1;
   } finally {
     await clear();
-    process.off('SIGINT', interrupted).off('SIGTERM', interrupted);
+    for (const signal of INTERRUPTS) process.off(signal, interrupted);
   }
 }
 

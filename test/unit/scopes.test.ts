@@ -318,7 +318,7 @@ describe('the end', () => {
     const closing = watch.close();
     await clock.advance(1);
     hierarchy.exit(web);
-    await clock.advance(10);
+    await clock.advance(100);
     await closing;
     expect(disabledIn(hierarchy.root)).toEqual([]);
   });
