@@ -140,7 +140,12 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   watch(scope: string, options: WatchOptions = {}): PendingWatch {
     const watch = (async () => {
       const armed = this.#watch(scope, options);
-      await this.#drill(armed);
+      try {
+        await this.#drill(armed);
+      } catch (error) {
+        await armed.close();
+        throw error;
+      }
       return armed;
     })();
     watch.catch(() => {}); // whoever only iterates gets it there
@@ -232,10 +237,10 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const drilled = this.#drilling;
     try {
       this.#ground.hierarchy.drainTree();
-      if (drilled?.armed === armed) this.#runDrill(armed, atUs);
       const owner = findOwner(armed.chain);
       if (owner === null) {
-        if (drilled === null) this.#spurious++;
+        if (drilled?.armed === armed) this.#runDrill(armed, atUs);
+        else this.#spurious++;
         return;
       }
       const { memcg, full } = owner;

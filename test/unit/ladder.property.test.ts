@@ -271,7 +271,7 @@ async function play(scenario: Scenario) {
     rule(!killable.some(({ scoreAdj }) => scoreAdj > -1000), `${over.path} waits, and the kernel could kill`);
     // Known (kernel-keeps): where only tasks of -1000 are left after a hand-over, nobody is told.
     const kept = episodes.some(({ report }) => report.owner === over.path && report.outcome === 'kernel');
-    const told = alarms.some((text) => text.startsWith(`${over.path} stays parked`));
+    const told = [...over.above()].some(({ path }) => alarms.some((text) => text.startsWith(`${path} stays parked`)));
     rule(kept || told, `${over.path} waits without an alarm`);
     parked.set(
       over.path,
