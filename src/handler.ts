@@ -5,6 +5,7 @@ import { isAtOrBelow } from './cgroup/cgroup.js';
 import { OomCondition } from './condition/condition.js';
 import {
   DRILL_LADDER,
+  DRILL_SLICE_MS,
   dryHierarchy,
   FIRST_DRILL_MS,
   FIRST_RUNS,
@@ -58,8 +59,10 @@ export type PendingWatch = Promise<Watch> & AsyncIterable<OomCondition>;
 /** What was left to its owner above is not taken up again within this time while it goes on. */
 const LEFT_US = 10_000_000;
 
-/** A drill is not gone through again within this time for coming near to a limit. */
-const WARM_US = 20_000;
+/** A drill is not gone through again within this time for coming near to a limit, */
+const WARM_US = 1_000;
+/** nor more often than this in a second: a scope may live near its limit. */
+const WARM_UPS = 20;
 
 /** A run of the drill that was signalled and is to come. */
 interface Drilling {
@@ -82,6 +85,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #spurious = 0;
   readonly #dry: Hierarchy;
   #warmAtUs = Number.NEGATIVE_INFINITY;
+  #warmUps = WARM_UPS;
   #drilling: Drilling | null = null;
   #closing: Promise<void> | null = null;
   #forgetSignal = () => {};
@@ -237,15 +241,14 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const drilled = this.#drilling;
     try {
       this.#ground.hierarchy.drainTree();
-      const owner = findOwner(armed.chain);
+      const owner = findOwner(armed.chain.filter((memcg) => !this.#isLeft(memcg, atUs)));
       if (owner === null) {
         if (drilled?.armed === armed) this.#runDrill(armed, atUs);
         else this.#spurious++;
         return;
       }
       const { memcg, full } = owner;
-      const leftUntil = this.#left.get(memcg.inode);
-      if (leftUntil !== undefined && atUs < leftUntil) return;
+      if (!full && this.#left.size > 0) return; // what it shows comes from above
       const open = this.#conditions.get(memcg.inode);
       if (open !== undefined) open.onSignal();
       else this.#open(memcg, full, atUs);
@@ -257,16 +260,29 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     }
   }
 
-  /** Goes the way from event to kill without the deed, until it is compiled. Bounded: something real may be waiting. */
+  /** True for a memcg above everything watched that was left to its owner a moment ago. */
+  #isLeft(memcg: Memcg, atUs: number): boolean {
+    return this.#left.size > 0 && atUs < (this.#left.get(memcg.inode) ?? 0);
+  }
+
+  /**
+   * Goes the way from event to kill without the deed, until it is compiled. In slices, and for a bounded time: something
+   * real may be waiting.
+   */
   async #drill(watch: Watch): Promise<void> {
-    const { self } = watch;
     const end = performance.now() + FIRST_DRILL_MS;
-    for (let run = 0; self !== undefined && run < FIRST_RUNS && performance.now() < end; run++) {
-      if (self.memcg.oomState().underOom) return;
+    let slice = performance.now() + DRILL_SLICE_MS;
+    for (let run = 0; run < FIRST_RUNS && performance.now() < end; run++) {
+      const { self } = watch;
+      if (self === undefined || self.memcg.oomState().underOom) return;
       this.#runDrill(self, this.#ground.hierarchy.clock.nowUs());
+      if (performance.now() < slice) continue;
+      await new Promise(setImmediate);
+      slice = performance.now() + DRILL_SLICE_MS;
     }
-    const signals = performance.now() < end ? FIRST_SIGNALS : 1;
-    for (let signal = 0; signal < signals && watch.self !== undefined; signal++) await this.#drillBySignal(watch.self);
+    for (let signal = 0; signal < FIRST_SIGNALS && watch.self !== undefined; signal++) {
+      await this.#drillBySignal(watch.self);
+    }
   }
 
   /** One run of the drill, by a signal of our own; whatever the kernel signalled meanwhile is looked at after it. */
@@ -288,8 +304,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   /** Most of the limit is used: whatever comes next finds everything in the caches. Unless it has come already. */
   #warmUp(watch: Watch): void {
     const now = this.#ground.hierarchy.clock.nowUs();
-    if (now - this.#warmAtUs < WARM_US) return;
+    if (this.#warmUps <= 0 || now - this.#warmAtUs < WARM_US) return;
     this.#warmAtUs = now;
+    this.#warmUps--;
     // After whatever else woke us.
     setImmediate(() => {
       const { self } = watch;
@@ -357,7 +374,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   #deathsNear(path: string, self: OomCondition): boolean {
     for (const [condition, owner] of this.#owners) {
-      if (condition !== self && condition.dying && (isAtOrBelow(owner, path) || isAtOrBelow(path, owner))) return true;
+      if (condition !== self && condition.promising && (isAtOrBelow(owner, path) || isAtOrBelow(path, owner)))
+        return true;
     }
     return false;
   }
@@ -399,6 +417,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#stopTick?.();
     this.#stopTick = this.#ground.hierarchy.clock.after(TICK_MS, () => {
       this.#stopTick = null;
+      this.#warmUps = WARM_UPS;
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
       for (const watch of this.#watches) {
         watch.tick();

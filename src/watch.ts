@@ -177,7 +177,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
    */
   #created(memcg: Memcg): void {
     const original = this.#armed.get(this.#setup.scope.inode)?.original ?? false;
-    if (this.#setup.recursive) {
+    if (this.#setup.recursive && this.#state === 'watching') {
       if (!this.#armed.has(memcg.inode)) this.#armOne(memcg, original);
     } else if (!original && !this.#setup.isArmed(memcg.inode) && memcg.oomState().killDisabled) {
       memcg.setKillDisabled(false);

@@ -58,14 +58,15 @@ export class KernelPreference {
 
   /**
    * Before a hand-over: puts all jobs that may die in their order. Counted with its size, a process of the first gets at
-   * least the limit, those of the next ones less by steps, down to what the largest process of the others has by itself.
+   * least the limit, those of the next ones less by steps, down to what the largest process of the others has by itself:
+   * wide steps, as those that wait grow with what the first kill brings back.
    */
   prepareHandOver(groups: readonly Jobs[], killed: ReadonlySet<string>, limit: number): void {
     this.restoreAll();
     const live = liveJobs(groups);
     const sampled = groups.flatMap((jobs) => jobs.sample(killed));
     const ranked = rankForKernel(sampled);
-    const spared = Math.max(0, ...sampled.filter((job) => !ranked.slice(0, 1).includes(job)).map(({ anon }) => anon));
+    const spared = Math.max(0, ...sampled.filter((job) => job !== ranked[0]).map(({ anon }) => anon));
     const floor = Math.min(1, spared / limit);
     for (const [rank, job] of ranked.entries()) {
       const found = live.get(identityOf(job));
@@ -88,13 +89,13 @@ export class KernelPreference {
     }
     const { originals } = raised;
     const pids = new Set(pidsOf(job));
+    const elders = [...originals.values()]; // those too that are gone: their children are not
     for (const [pid, original] of originals) {
       if (pids.has(pid)) continue;
       // It is gone, or it is another job's now.
       originals.delete(pid);
       this.#with(pid, (process) => putBack(process, original));
     }
-    const elders = [...originals.values()];
     for (const pid of pids) {
       if (originals.has(pid)) continue;
       this.#with(pid, (process) => {

@@ -131,8 +131,8 @@ export interface Hierarchy {
   /** Listens on `memory.oom_control`. `signal` gets the time of the wake-up, in the clock's microseconds. */
   listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener;
   /**
-   * Tells that the usage of the memcg crossed most of the limit that it has now, upwards or downwards. Only a hint: one
-   * that sits at its limit, full of page cache, crosses nothing.
+   * Tells that the memcg comes near to the limit that it has now, or leaves it, or that reclaim is in trouble. Only a
+   * hint: it may come too late, or often.
    */
   listenNear(memcg: Memcg, near: () => void): Listener;
   /** Listens to memcgs made and removed directly below, and to changed attributes. */

@@ -247,11 +247,16 @@ export class HierarchyV1 implements Hierarchy {
     return this.#listen(memcg, 'memory.oom_control', '', signal);
   }
 
-  /** By a usage threshold (memory.rst, section 9). */
+  /** By usage thresholds (memory.rst, section 9) and by the highest pressure level (section 11). */
   listenNear(memcg: Memcg, near: () => void): Listener {
     const limit = memcg.limit();
-    if (!Number.isFinite(limit)) return { close() {} };
-    return this.#listen(memcg, 'memory.usage_in_bytes', String(Math.round(limit * NEAR)), near);
+    const listeners: Listener[] = [this.#listen(memcg, 'memory.pressure_level', 'critical', near)];
+    if (Number.isFinite(limit)) {
+      for (const bytes of [limit * NEAR, limit - fullSlack(limit)]) {
+        listeners.push(this.#listen(memcg, 'memory.usage_in_bytes', String(Math.round(bytes)), near));
+      }
+    }
+    return { close: () => closeAll(listeners) };
   }
 
   #listen(memcg: Memcg, file: string, argument: string, signal: (atUs: number) => void): OomListener {

@@ -172,6 +172,11 @@ export class OomCondition {
     return this.#victims.dying.length > 0;
   }
 
+  /** True while one of them is still expected to bring memory back. */
+  get promising(): boolean {
+    return this.#victims.isDyingFor(this.#setup.options.clearWithin * 1000);
+  }
+
   // --- What the caller of the iterator style does ---
 
   /**
@@ -643,6 +648,7 @@ export class OomCondition {
         break;
       case 'parked':
         if (hasKillableTask(hierarchy, owner)) this.#handOver('there is a task again that the kernel can kill');
+        else this.#killUnprotected('there may be a job again that may be killed');
         break;
       default:
         break;
@@ -703,6 +709,9 @@ export class OomCondition {
     this.#cancel('handle');
     this.#enter('kernel', `handed over to the kernel's own killer: ${why}`);
     this.#after('clear', options.clearWithin, () => {
+      if (owner.oomState().underOom && !hasKillableTask(hierarchy, owner)) {
+        return this.#killUnprotected('the kernel has killed what it can');
+      }
       this.#step(`the kernel has not cleared it within ${options.clearWithin} ms; it keeps the memcg until it has`);
       this.#end('kernel');
     });
@@ -721,6 +730,10 @@ export class OomCondition {
   /** With nothing for the kernel to kill, a task that waits would spin for ever: a job dies by signal, or an alarm. */
   #killUnprotected(why: string): void {
     const { jobs, options, alarm } = this.#setup;
+    if (this.promising) {
+      this.#enter('acting');
+      return this.#after('next', LONGEST_LOOK_MS, () => this.#handOver(why));
+    }
     const snapshot = this.#takeSnapshot();
     const peopled = new Set(
       jobs.flatMap((group) => group.live()).flatMap((job) => (pidsOf(job).length > 0 ? [job.id] : [])),

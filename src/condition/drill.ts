@@ -10,7 +10,9 @@ import { parseLadder } from './options.js';
 /** Runs in one go at first: enough for V8 to compile what is hot. */
 export const FIRST_RUNS = 300;
 /** But no longer than this, in milliseconds. */
-export const FIRST_DRILL_MS = 50;
+export const FIRST_DRILL_MS = 250;
+/** The event loop gets a turn after so many of them. */
+export const DRILL_SLICE_MS = 10;
 /** Runs that come in by the event loop, as a real signal does. */
 export const FIRST_SIGNALS = 30;
 
