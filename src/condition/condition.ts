@@ -729,8 +729,8 @@ export class OomCondition {
 
   /** With nothing for the kernel to kill, a task that waits would spin for ever: a job dies by signal, or an alarm. */
   #killUnprotected(why: string): void {
-    const { jobs, options, alarm } = this.#setup;
-    if (this.promising) {
+    const { jobs, options, alarm, owner } = this.#setup;
+    if (this.promising || !owner.oomState().underOom || !owner.isFull()) {
       this.#enter('acting');
       return this.#after('next', LONGEST_LOOK_MS, () => this.#handOver(why));
     }
