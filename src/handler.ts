@@ -241,14 +241,15 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const drilled = this.#drilling;
     try {
       this.#ground.hierarchy.drainTree();
-      const owner = findOwner(armed.chain.filter((memcg) => !this.#isLeft(memcg, atUs)));
+      const chain = armed.chain.filter((memcg) => !this.#isLeft(memcg, atUs));
+      const owner = findOwner(chain);
       if (owner === null) {
         if (drilled?.armed === armed) this.#runDrill(armed, atUs);
         else this.#spurious++;
         return;
       }
       const { memcg, full } = owner;
-      if (!full && this.#left.size > 0) return; // what it shows comes from above
+      if (!full && chain.length < armed.chain.length) return; // what it shows comes from the one that was left
       const open = this.#conditions.get(memcg.inode);
       if (open !== undefined) open.onSignal();
       else this.#open(memcg, full, atUs);

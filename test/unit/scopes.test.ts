@@ -173,6 +173,28 @@ describe('a memcg above everything watched', () => {
     await close();
   });
 
+  test('what was left there hides no waiter that sleeps on in another memcg', async () => {
+    const { clock, hierarchy, handler, job, outcomes } = simulateTest({ losesWaiter: () => true });
+    const top = hierarchy.make('/top', 64 * MiB);
+    job('/top/a/job', 60);
+    const outside = job('/top/outside', 0);
+    top.killDisabled = true;
+    hierarchy.make('/other', 64 * MiB);
+    const web = job('/other/web', 20);
+    const batch = job('/other/batch', 44);
+    await handler.watch('memcg:/top/a', { policy: lowestPriority, jobs: { '*': { protected: true } } });
+    await handler.watch('memcg:/other', { policy: lowestPriority });
+    hierarchy.grow(outside, 10 * MiB);
+    await clock.advance(100);
+    expect(outcomes()).toEqual(['left']);
+    hierarchy.grow(web, MiB);
+    hierarchy.exit(batch); // memory is back before the signal arrives, and the waiter is lost
+    await clock.advance(1_000);
+    expect(web.waiting).toBe(null);
+    expect(outcomes()).toEqual(['left', 'cleared']);
+    top.killDisabled = false;
+  });
+
   test('it is left once, not again and again, and its own setting is not touched', async () => {
     const { clock, top, outside, reports, close } = await full({ ...options, jobs: { '*': { protected: true } } });
     await clock.advance(10_000);
