@@ -1,6 +1,7 @@
 #include <napi.h>
 
 #include "arena.h"
+#include "channel.h"
 #include "control_file.h"
 #include "directory.h"
 #include "event_set.h"
@@ -8,6 +9,7 @@
 #include "killer.h"
 #include "pidfd.h"
 #include "process.h"
+#include "shared_words.h"
 
 namespace {
 
@@ -21,6 +23,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("Pidfd", PidfdObject::define(env));
   exports.Set("EventSet", EventSetObject::define(env));
   exports.Set("Killer", KillerObject::define(env));
+  exports.Set("SharedWords", SharedWordsObject::define(env));
+  exports.Set("Channel", ChannelObject::define(env));
   exports.Set("Arena", ArenaObject::define(env));
   defineProcess(env, exports);
   return exports;

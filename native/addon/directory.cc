@@ -13,6 +13,7 @@ Napi::Function DirectoryObject::define(Napi::Env env) {
                          InstanceAccessor<&Self::inode>("inode"),
                          InstanceAccessor<&Self::uid>("uid"),
                          InstanceAccessor<&Self::fsType>("fsType"),
+                         InstanceAccessor<&Self::descriptor>("descriptor"),
                          InstanceMethod<&Self::openBeneath>("openBeneath"),
                          InstanceMethod<&Self::subdirectories>("subdirectories"),
                          InstanceMethod<&Self::openFile>("openFile"),
@@ -21,7 +22,6 @@ Napi::Function DirectoryObject::define(Napi::Env env) {
                          InstanceMethod<&Self::makeDirectory>("makeDirectory"),
                          InstanceMethod<&Self::removeDirectory>("removeDirectory"),
                          InstanceMethod<&Self::getAttribute>("getAttribute"),
-                         InstanceMethod<&Self::setAttribute>("setAttribute"),
                          InstanceMethod<&Self::claim>("claim"),
                          InstanceMethod<&Self::unclaim>("unclaim"),
                          InstanceMethod<&Self::close>("close"),
@@ -62,6 +62,10 @@ Napi::Value DirectoryObject::uid(const Napi::CallbackInfo& info) {
 
 Napi::Value DirectoryObject::fsType(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(directory_.fsType()));
+}
+
+Napi::Value DirectoryObject::descriptor(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), directory_.descriptor());
 }
 
 Napi::Value DirectoryObject::openBeneath(const Napi::CallbackInfo& info) {
@@ -171,18 +175,6 @@ Napi::Value DirectoryObject::getAttribute(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   return *value ? Napi::String::New(env, **value) : env.Null();
-}
-
-void DirectoryObject::setAttribute(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  const auto* directory = use(env);
-  if (directory == nullptr) return;
-  const auto name = stringArgument(info, 0, "name");
-  if (!name) return;
-  const auto value = stringArgument(info, 1, "value");
-  if (!value) return;
-  auto set = directory->setAttribute(*name, *value);
-  if (!set) throwSystemError(env, set.error());
 }
 
 Napi::Value DirectoryObject::claim(const Napi::CallbackInfo& info) {

@@ -20,6 +20,7 @@ class DirectoryObject : public Napi::ObjectWrap<DirectoryObject> {
   Napi::Value inode(const Napi::CallbackInfo& info);
   Napi::Value uid(const Napi::CallbackInfo& info);
   Napi::Value fsType(const Napi::CallbackInfo& info);
+  Napi::Value descriptor(const Napi::CallbackInfo& info);
   Napi::Value openBeneath(const Napi::CallbackInfo& info);
   Napi::Value subdirectories(const Napi::CallbackInfo& info);
   Napi::Value openFile(const Napi::CallbackInfo& info);
@@ -28,7 +29,6 @@ class DirectoryObject : public Napi::ObjectWrap<DirectoryObject> {
   void makeDirectory(const Napi::CallbackInfo& info);
   void removeDirectory(const Napi::CallbackInfo& info);
   Napi::Value getAttribute(const Napi::CallbackInfo& info);
-  void setAttribute(const Napi::CallbackInfo& info);
   Napi::Value claim(const Napi::CallbackInfo& info);
   void unclaim(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);

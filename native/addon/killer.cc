@@ -3,6 +3,7 @@
 #include "directory.h"
 #include "event_set.h"
 #include "pidfd.h"
+#include "shared_words.h"
 #include "support.h"
 
 Napi::Function KillerObject::define(Napi::Env env) {
@@ -25,7 +26,14 @@ KillerObject::KillerObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   if (events == nullptr) return;
   const auto* set = events->use(info.Env());
   const bool dry = info[1].IsBoolean() && info[1].As<Napi::Boolean>().Value();
-  if (set != nullptr) killer_.emplace(*set, dry ? 0 : SIGKILL);
+  if (set == nullptr) return;
+  std::shared_ptr<const reprieve::SharedWords> words;
+  if (!info[2].IsUndefined()) {
+    const auto* object = objectArgument<SharedWordsObject>(info.Env(), info[2], "words");
+    if (object == nullptr) return;
+    words = object->words();
+  }
+  killer_.emplace(*set, dry ? 0 : SIGKILL, std::move(words));
 }
 
 bool KillerObject::usable(Napi::Env env) const {

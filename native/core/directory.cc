@@ -219,15 +219,6 @@ Result<std::optional<std::string>> Directory::getAttribute(const std::string& na
   }
 }
 
-Result<void> Directory::setAttribute(const std::string& name, const std::string& value) const {
-  if (value.empty()) {
-    if (fremovexattr(fd_.get(), name.c_str()) != 0 && errno != ENODATA) return lastError("fremovexattr", path_);
-  } else if (fsetxattr(fd_.get(), name.c_str(), value.data(), value.size(), 0) != 0) {
-    return lastError("fsetxattr", path_);
-  }
-  return {};
-}
-
 Result<bool> Directory::claim() const {
   if (flock(fd_.get(), LOCK_EX | LOCK_NB) == 0) return true;
   if (errno == EWOULDBLOCK) return false;

@@ -34,8 +34,6 @@ class Directory {
   Result<void> removeDirectory(const std::string& name) const;
   /** An extended attribute of the directory; nothing when there is none or the file system knows none. */
   Result<std::optional<std::string>> getAttribute(const std::string& name) const;
-  /** Sets an extended attribute; an empty value removes it, which is no error where there is none. */
-  Result<void> setAttribute(const std::string& name, const std::string& value) const;
   /** Claims the directory (flock(2)) as long as this is open; false while another open of it has the claim. */
   Result<bool> claim() const;
   void unclaim() const;

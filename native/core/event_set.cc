@@ -168,13 +168,21 @@ void EventSet::remove(int32_t token) {
 
 Result<void> EventSet::watchExit(int pidfd, int32_t token) {
   auto added = add(pidfd, EPOLLIN | EPOLLONESHOT, token, false);
-  if (added) pidfds_++;
+  if (added) others_++;
   return added;
 }
 
 void EventSet::forgetExit(int pidfd) {
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, pidfd, nullptr) == 0) pidfds_--;
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, pidfd, nullptr) == 0) others_--;
 }
+
+Result<void> EventSet::watchReadable(int fd, int32_t token) {
+  auto added = add(fd, EPOLLIN, token, false);
+  if (added) others_++;
+  return added;
+}
+
+void EventSet::forgetReadable(int fd) { forgetExit(fd); }
 
 size_t EventSet::drain(std::span<int32_t> ready) {
   std::array<epoll_event, 64> events;
@@ -203,7 +211,7 @@ void EventSet::close() {
   eventfds_.clear();
   watchOf_.clear();
   tokensOf_.clear();
-  pidfds_ = 0;
+  others_ = 0;
 }
 
 }  // namespace reprieve

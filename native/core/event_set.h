@@ -48,13 +48,18 @@ class EventSet {
   /** Tells once under `token` that the process has exited. Call forgetExit before closing the pidfd. */
   Result<void> watchExit(int pidfd, int32_t token);
   void forgetExit(int pidfd);
+  /** Tells under `token` as long as the descriptor is readable: read it empty. Call forgetReadable before closing it.
+   */
+  Result<void> watchReadable(int fd, int32_t token);
+  void forgetReadable(int fd);
 
   /** Tokens that are ready, each once; returns how many. Never blocks and never allocates. */
   size_t drain(std::span<int32_t> ready);
 
   int descriptor() const { return epoll_.get(); }
-  /** Descriptors in the set: eventfds, pidfds, and one for the directory listener while a directory is watched. */
-  size_t size() const { return eventfds_.size() + pidfds_ + (inotify_ ? 1 : 0); }
+  /** Descriptors in the set: eventfds, pidfds and other readable ones, and one for the directory listener while a
+   * directory is watched. */
+  size_t size() const { return eventfds_.size() + others_ + (inotify_ ? 1 : 0); }
   bool closed() const { return !epoll_; }
   void close();
 
@@ -65,7 +70,7 @@ class EventSet {
   Fd epoll_;
   Fd inotify_;
   int32_t lastToken_ = kDirectoryToken;
-  size_t pidfds_ = 0;
+  size_t others_ = 0;
   std::unordered_map<int32_t, Fd> eventfds_;
   std::unordered_map<int32_t, int> watchOf_;
   // inotify_add_watch(2) gives the same watch for the same directory, so one watch may have several tokens.

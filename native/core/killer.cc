@@ -13,8 +13,8 @@ constexpr size_t kUsual = 64;
 
 }  // namespace
 
-Killer::Killer(std::shared_ptr<EventSet> events, int signal)
-    : events_(std::move(events)), signal_(signal), token_(events_->takeToken()) {
+Killer::Killer(std::shared_ptr<EventSet> events, int signal, std::shared_ptr<const SharedWords> words)
+    : events_(std::move(events)), words_(std::move(words)), signal_(signal), token_(events_->takeToken()) {
   members_.reserve(kUsual);
   found_.reserve(kUsual);
   listed_.reserve(kUsual);
@@ -46,6 +46,12 @@ bool Killer::list(const Directory& directory, const std::string& file) {
 bool Killer::known(pid_t pid) const {
   return std::any_of(members_.begin(), members_.end(),
                      [pid](const Member& member) { return member.pid == pid && !member.exited; });
+}
+
+// Looked at before each one: we may have been stopped after the one before, and the guard has acted since.
+int Killer::deal(int pidfd) const {
+  if (words_ && words_->revoked()) return ECANCELED;
+  return sendSignal(pidfd, signal_);
 }
 
 void Killer::markExited() {
@@ -89,9 +95,11 @@ Result<int> Killer::serve(const Directory& directory, const std::string& file) {
   const size_t first = members_.size();
   for (Member& member : found_) {
     if (std::find(listed_.begin(), listed_.end(), member.pid) == listed_.end()) continue;
-    const int number = sendSignal(member.pidfd.get(), signal_);
+    const int number = deal(member.pidfd.get());
     if (number == 0) {
       members_.push_back(std::move(member));
+    } else if (number == ECANCELED) {
+      return Error{number, "pidfd_send_signal", directory.pathOf(file)};
     } else if (number != ESRCH) {
       unreachable_++;
     }
@@ -124,9 +132,9 @@ Result<int> Killer::signal(const Pidfd& process) {
   if (process.pid() == getpid() || known(process.pid())) return 0;
   Fd pidfd(fcntl(process.descriptor(), F_DUPFD_CLOEXEC, 0));
   if (!pidfd) return lastError("fcntl", "/proc/" + std::to_string(process.pid()));
-  auto sent = process.signal(signal_);
-  if (!sent) return sent.error();
-  if (!*sent) return 0;
+  const int number = deal(pidfd.get());
+  if (number == ESRCH) return 0;
+  if (number != 0) return Error{number, "pidfd_send_signal", "/proc/" + std::to_string(process.pid())};
   members_.push_back({process.pid(), std::move(pidfd), false});
   follow(members_.back());
   return 1;

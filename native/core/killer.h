@@ -15,6 +15,7 @@
 #include "event_set.h"
 #include "pidfd.h"
 #include "result.h"
+#include "shared_words.h"
 
 namespace reprieve {
 
@@ -27,8 +28,12 @@ class Killer {
     int refused;
   };
 
-  /** `signal` is SIGKILL; 0 goes the same way without the deed (kill(2)), for a drill. */
-  explicit Killer(std::shared_ptr<EventSet> events, int signal = SIGKILL);
+  /**
+   * `signal` is SIGKILL; 0 goes the same way without the deed (kill(2)), for a drill. With `words`, nobody is signalled
+   * any more once they are revoked: ECANCELED.
+   */
+  explicit Killer(std::shared_ptr<EventSet> events, int signal = SIGKILL,
+                  std::shared_ptr<const SharedWords> words = nullptr);
   Killer(const Killer&) = delete;
   Killer& operator=(const Killer&) = delete;
   ~Killer() { close(); }
@@ -62,10 +67,12 @@ class Killer {
   bool list(const Directory& directory, const std::string& file);
   Result<int> serve(const Directory& directory, const std::string& file);
   bool known(pid_t pid) const;
+  int deal(int pidfd) const;
   void markExited();
   void follow(const Member& member);
 
   std::shared_ptr<EventSet> events_;
+  std::shared_ptr<const SharedWords> words_;
   int signal_;
   int32_t token_;
   int unreachable_ = 0;

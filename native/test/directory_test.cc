@@ -181,25 +181,6 @@ TEST_CASE_FIXTURE(NoLeaks, "Directory.getAttribute") {
   CHECK(std::string(bad.error().syscall) == "fgetxattr");
 }
 
-TEST_CASE_FIXTURE(NoLeaks, "Directory.setAttribute sets and removes") {
-  const TemporaryDirectory temporary;
-  const auto directory = temporary.open();
-  const char* name = "trusted.reprieve.test";
-  const auto set = directory.setAttribute(name, "1");
-  if (!set) {
-    MESSAGE("skipped: no extended attributes here");
-    return;
-  }
-  auto value = directory.getAttribute(name);
-  REQUIRE(value);
-  CHECK(*value == "1");
-  CHECK(directory.setAttribute(name, ""));
-  CHECK(directory.setAttribute(name, ""));
-  value = directory.getAttribute(name);
-  REQUIRE(value);
-  CHECK(!*value);
-}
-
 TEST_CASE_FIXTURE(NoLeaks, "Directory.claim has one holder at a time, and ends with it") {
   const TemporaryDirectory temporary;
   const auto first = temporary.open();

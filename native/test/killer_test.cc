@@ -71,6 +71,31 @@ TEST_CASE_FIXTURE(NoLeaks, "Killer does not signal again who dies late") {
   CHECK(scene.killer.alive() == 0);
 }
 
+TEST_CASE_FIXTURE(NoLeaks, "Killer signals nobody once its words are revoked") {
+  Victims scene;
+  Child listed(sleepForever);
+  Child single(sleepForever);
+  auto words = SharedWords::create();
+  REQUIRE(words);
+  Killer killer(scene.events, SIGKILL, *words);
+  scene.list({listed.pid()});
+  static_cast<std::atomic<uint32_t>*>((*words)->data())[SharedWords::kEpoch].store(0);
+  const std::array<const Directory*, 1> directories{&scene.directory};
+  auto round = killer.round(directories, "procs");
+  REQUIRE_FALSE(round);
+  CHECK(round.error().number == ECANCELED);
+  auto process = Pidfd::open(single.pid());
+  REQUIRE(process);
+  auto signalled = killer.signal(*process);
+  REQUIRE_FALSE(signalled);
+  CHECK(signalled.error().number == ECANCELED);
+  CHECK(killer.pids().empty());
+  CHECK(killer.alive() == 0);
+  // And neither of them is gone.
+  CHECK(kill(listed.pid(), 0) == 0);
+  CHECK_FALSE(process->exited());
+}
+
 TEST_CASE_FIXTURE(NoLeaks, "Killer never signals its own process, and counts whom it cannot reach") {
   Victims scene;
   scene.list({getpid(), 0});
