@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// Makes the addon and the workload program usable: a prebuilt binary of the package if it loads, else a build from source.
+// Makes the addon, the guard and the workload program usable: a prebuilt binary of the package if it loads, else a build from source.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -19,10 +19,10 @@ function fail(sentence, details = '') {
 function prebuiltLoads() {
   const { header } = process.report.getReport();
   const libc = header.glibcVersionRuntime === undefined ? 'musl' : 'glibc';
-  const path = join(root, 'prebuilds', `${process.platform}-${process.arch}-${libc}`, 'reprieve.node');
-  if (!existsSync(path)) return false;
+  const folder = join(root, 'prebuilds', `${process.platform}-${process.arch}-${libc}`);
+  if (!['reprieve.node', 'reprieve-guard'].every((name) => existsSync(join(folder, name)))) return false;
   try {
-    require(path);
+    require(join(folder, 'reprieve.node'));
     return true;
   } catch {
     return false; // another libc, or older than it needs: built from source instead
@@ -70,7 +70,7 @@ function build() {
   if (result.status !== 0)
     fail('the native addon could not be built; the compiler said the above.', result.stdout + result.stderr);
   const made = readdirSync(join(root, 'build/Release'));
-  for (const name of ['reprieve.node', 'reprieve-workload']) {
+  for (const name of ['reprieve.node', 'reprieve-guard', 'reprieve-workload']) {
     if (!made.includes(name)) fail(`the build gave no ${name}.`);
   }
 }

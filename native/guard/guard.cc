@@ -1,0 +1,265 @@
+#include "guard.h"
+
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "clock.h"
+#include "core/pidfd.h"
+#include "hardening.h"
+#include "memcg.h"
+
+namespace reprieve::guard {
+namespace {
+
+/** How often a memcg is looked at while somebody waits in it. Nothing is looked at otherwise. */
+constexpr uint64_t kLookEvery = 20 * kMillisecond;
+/** under_oom falls for a moment whenever waiters are woken: once is not enough. */
+constexpr unsigned kCalmLooks = 2;
+/** Time in which we did not run ourselves counts for no more than this. */
+constexpr uint64_t kMostAtOnce = 100 * kMillisecond;
+/** Messages heard before the memcgs have their turn. What is left makes the next wait end at once. */
+constexpr int kMostHeard = 256;
+
+// What epoll hands back; from kFirstSlot on it is the place of a slot.
+constexpr uint64_t kSocketToken = 0;
+constexpr uint64_t kHandlerToken = 1;
+constexpr uint64_t kFirstSlot = 2;
+
+}  // namespace
+
+Guard::Guard(const Settings& settings)
+    : settings_(settings), port_(Fd(kSocket)), words_(kWords), instance_(kInstance), base_(kBase) {}
+
+int Guard::open() {
+  if (!words_) return errno;
+  // Who made the socket pair is the handler, whatever became of it since.
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (getsockopt(kSocket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return errno;
+  handlerPid_ = peer.pid;
+  handler_ = openPidfd(handlerPid_);
+  if (!handler_) return errno;
+  // Its child while the descriptor was opened: so it was alive, and the number was its own.
+  if (getppid() != handlerPid_) return ESRCH;
+  epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll_) return errno;
+  if (!follow(kSocket, kSocketToken) || !follow(handler_.get(), kHandlerToken)) return errno;
+  // So that the first memcgs cost nothing more.
+  return slots_.makeRoom() ? 0 : ENOMEM;
+}
+
+bool Guard::follow(int fd, uint64_t token) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = token;
+  return epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+int Guard::run() {
+  if (open() != 0) return 1;
+  const uint32_t ready = harden();
+  port_.reply({ReplyType::kReady, 0, ready, 0, 0});
+  readAt_ = clockUs();
+  for (;;) {
+    std::array<epoll_event, 64> events;
+    const int timeout = running_ > 0 ? static_cast<int>(kLookEvery / kMillisecond) : -1;
+    const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout);
+    wakeUps_++;
+    advance();
+    bool handlerDied = false;
+    for (int i = 0; i < count; i++) {
+      const uint64_t token = events[static_cast<size_t>(i)].data.u64;
+      if (token == kHandlerToken) handlerDied = true;
+      if (token < kFirstSlot) continue;
+      if (Slot* slot = slots_.at(token - kFirstSlot)) notice(*slot);
+    }
+    // Heard even if it is dead: it may have said goodbye, or who is to die.
+    const Turn turn = hear(handlerDied);
+    if (turn == Turn::kBye) return 0;
+    if (turn == Turn::kDied) return takeOver(Reason::kDied, nullptr);
+    lookAround();
+    if (cause_ != nullptr) return takeOver(reason_, cause_);
+  }
+}
+
+Guard::Turn Guard::hear(bool handlerDied) {
+  for (int i = 0; i < kMostHeard || handlerDied; i++) {
+    Message message;
+    switch (port_.receive(message)) {
+      case Port::Heard::kNothing:
+        return handlerDied ? Turn::kDied : Turn::kGoOn;
+      case Port::Heard::kEnd:
+        return Turn::kDied;
+      case Port::Heard::kNonsense:
+        refuse(Failure::kBadMessage, 0, EBADMSG);
+        break;
+      case Port::Heard::kMessage:
+        if (message.type == MessageType::kBye) return Turn::kBye;
+        obey(message);
+        break;
+    }
+  }
+  return Turn::kGoOn;
+}
+
+void Guard::obey(const Message& message) {
+  if (message.type == MessageType::kArm) return arm(message);
+  if (message.type == MessageType::kHeartbeat) {
+    return port_.reply({ReplyType::kAlive, message.seq, wakeUps_, 0, 0});
+  }
+  // Not known: it has vanished, and the handler will find that out.
+  Slot* slot = slots_.find(message.inode);
+  if (slot == nullptr) return;
+  switch (message.type) {
+    case MessageType::kPlan:
+      return plan(message);
+    case MessageType::kOpened:
+      slot->opened = true;
+      return notice(*slot);
+    case MessageType::kResolved:
+      slot->opened = false;
+      return stopClock(*slot);
+    case MessageType::kDisarm:
+      return drop(*slot);
+    default:
+      return;
+  }
+}
+
+void Guard::arm(const Message& message) {
+  Failure failure{};
+  Slot fresh;
+  if (const int error = fresh.open(port_.take(0), message, failure); error != 0) {
+    return refuse(failure, message.inode, error);
+  }
+  Slot* slot = slots_.find(message.inode);
+  // Armed again: who is to die there and who waits is as before.
+  if (slot == nullptr) {
+    slot = slots_.makeRoom() ? slots_.take(message.inode) : nullptr;
+    if (slot == nullptr) return refuse(Failure::kTooMany, message.inode, ENOSPC);
+  } else {
+    fresh.plan = std::move(slot->plan);
+    fresh.opened = slot->opened;
+    fresh.clock = slot->clock;
+  }
+  *slot = std::move(fresh);
+  if (follow(slot->event.get(), kFirstSlot + slots_.indexOf(*slot))) return;
+  const int error = errno;
+  drop(*slot);
+  refuse(Failure::kRegister, message.inode, error);
+}
+
+void Guard::plan(const Message& message) {
+  Slot* slot = slots_.find(message.inode);
+  const int failed = slot->plan.set(message, [this](size_t i) { return port_.take(i); });
+  if (failed != 0) refuse(Failure::kNotMemcg, message.inode, failed);
+}
+
+void Guard::refuse(Failure failure, uint64_t inode, int error) {
+  port_.reply({ReplyType::kFailed, 0, static_cast<uint32_t>(failure), inode, static_cast<uint32_t>(error)});
+}
+
+/**
+ * Brings the clock up to date. It stands still while we do not run ourselves, as when the whole machine was stopped:
+ * the handler was as well, and gets its time.
+ */
+void Guard::advance() {
+  const uint64_t now = clockUs();
+  time_ += std::min(now - readAt_, kMostAtOnce);
+  readAt_ = now;
+}
+
+/** Somebody may have begun to wait here. */
+void Guard::notice(Slot& slot) {
+  uint64_t signals = 0;
+  [[maybe_unused]] const ssize_t got = read(slot.event.get(), &signals, sizeof signals);
+  Look look;
+  const int failed = slot.look(look);
+  if (failed == ENODEV || failed == ENOENT) return drop(slot);
+  // Even if nobody waits at this moment: two looks tell.
+  if (failed == 0) startClock(slot);
+}
+
+void Guard::startClock(Slot& slot) {
+  if (slot.clock.running) return;
+  if (running_++ == 0) {
+    beats_ = words_.beats();
+    beatAt_ = time_;
+    lookedAt_ = time_;
+  }
+  slot.clock = {};
+  slot.clock.running = true;
+  slot.clock.since = time_;
+}
+
+void Guard::stopClock(Slot& slot) {
+  if (slot.clock.running) running_--;
+  slot.clock = {};
+}
+
+void Guard::drop(Slot& slot) {
+  stopClock(slot);
+  slots_.drop(slot);
+}
+
+void Guard::lookAround() {
+  if (running_ == 0 || time_ - lookedAt_ < kLookEvery) return;
+  lookedAt_ = time_;
+  if (const uint32_t beats = words_.beats(); beats != beats_) {
+    beats_ = beats;
+    beatAt_ = time_;
+  }
+  slots_.forEach([this](Slot& slot) {
+    if (slot.clock.running && cause_ == nullptr) examine(slot);
+  });
+}
+
+void Guard::examine(Slot& slot) {
+  Look look;
+  const int failed = slot.look(look);
+  if (failed == ENODEV || failed == ENOENT) return drop(slot);
+  if (failed != 0) return;
+  Clock& clock = slot.clock;
+  clock.calm = look.underOom ? 0 : clock.calm + 1;
+  if (look.waits()) {
+    clock.notFull = 0;
+    if (clock.fullSince == 0) clock.fullSince = time_;
+  } else if (++clock.notFull >= kCalmLooks) {
+    clock.fullSince = 0;
+  }
+  // While the handler has jobs frozen there, under_oom is 0 and they wait all the same.
+  if (clock.calm >= kCalmLooks && !slot.opened) return stopClock(slot);
+  const bool silent = isSilent(slot, look);
+  if (!silent && !isOverdue(slot, look)) return;
+  cause_ = &slot;
+  reason_ = silent ? Reason::kSilent : Reason::kOverdue;
+}
+
+bool Guard::isSilent(Slot& slot, const Look& look) {
+  const uint64_t within = (uint64_t{slot.respondMs} + settings_.silenceMs) * kMillisecond;
+  if (time_ - std::max(slot.clock.since, beatAt_) <= within) return false;
+  if (look.underOom && look.killDisabled) return true;
+  if (slot.opened && holdsFrozen(instance_.get())) return true;
+  // Nobody waits for it, so there is nothing to take over, yet.
+  slot.clock.since = time_;
+  return false;
+}
+
+bool Guard::isOverdue(Slot& slot, const Look& look) const {
+  const uint64_t within = (uint64_t{slot.handleMs} + settings_.silenceMs) * kMillisecond;
+  return look.waits() && slot.clock.fullSince != 0 && time_ - slot.clock.fullSince > within;
+}
+
+int Guard::takeOver(Reason reason, const Slot* cause) {
+  Takeover takeover(
+      {settings_, slots_, words_, port_, account_, handler_.get(), handlerPid_, instance_.get(), base_.get()});
+  return takeover.run(reason, cause);
+}
+
+}  // namespace reprieve::guard

@@ -1,0 +1,90 @@
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include "core/fd.h"
+#include "lines.h"
+#include "restorer.h"
+
+// The second step of putting back oom_kill_disable: what was born below an armed memcg, and who still waits.
+namespace reprieve::guard {
+namespace {
+
+struct Inherited {
+  Restorer* restorer;
+  const FileRecord* above;
+  bool pending;
+};
+
+}  // namespace
+
+/** A memcg that was made below an armed one was born with its 1, and nobody wrote that down. */
+bool Restorer::releaseInherited(void* context, int directory, const char* name) {
+  auto& inherited = *static_cast<Inherited*>(context);
+  Restorer& self = *inherited.restorer;
+  struct stat status {};
+  OomState state{};
+  const Fd file(openBeneath(directory, kOomControl.data(), O_RDWR));
+  if (!file || readOomState(file.get(), state) != 0 || !state.killDisabled) return true;
+  if (fstat(directory, &status) != 0 || self.isRecorded(status.st_ino)) return true;
+  // Who arms a memcg claims its directory; a claim that is not ours is another handler's.
+  if (flock(directory, LOCK_SH | LOCK_NB) != 0) return true;
+  flock(directory, LOCK_UN);
+  if (isParked(directory, state)) {
+    inherited.pending = true;
+    return true;
+  }
+  const int number = self.change(file.get(), *inherited.above, "0");
+  if (number != 0) {
+    inherited.pending = inherited.pending || !isGone(number);
+    return true;
+  }
+  self.counts_.restored++;
+  Line line = self.begin(self.verb(), *inherited.above);
+  self.say(line.add(": 0 in ").add(name).add(" below it, which inherited 1"));
+  return true;
+}
+
+/** The second step of an oom_control, once all that are recorded have their value. */
+bool Restorer::finishKiller(size_t slot, const Held& held) {
+  Fd directory;
+  int number = 0;
+  OomState state{};
+  const State::Found found = state_.openGroup(held.record, directory, number);
+  if (found == State::Found::kFailed) return later(held.record, "cannot be opened: ", number);
+  const Fd file(found == State::Found::kHere ? openBeneath(directory.get(), kOomControl.data(), O_RDWR) : -1);
+  if (!file || readOomState(file.get(), state) != 0) {
+    clear(slot);
+    return true;
+  }
+  // It was 1 before us: what is below has it from then.
+  if (state.killDisabled && !options_.dryRun) return true;
+  Inherited inherited{this, &held.record, false};
+  number = forEachDescendant(directory.get(), releaseInherited, &inherited);
+  if (inherited.pending) return later(held.record, "tasks wait below it, and the kernel may kill none of them");
+  if (number != 0) return later(held.record, "what is below cannot be listed: ", number);
+  waiters_ = waiters_ || state.underOom;
+  // Since Linux 6.5 one that decided to wait just before the 0 can sleep on: another 0 wakes it.
+  while (state.underOom && !options_.dryRun && clockUs() < deadline_) {
+    sleepUs(kStepUs);
+    if (writeText(file.get(), "0") != 0 || readOomState(file.get(), state) != 0) break;
+  }
+  clear(slot);
+  return true;
+}
+
+void Restorer::finishKillers(int pendingBefore) {
+  Held held;
+  for (size_t slot = 0; slot < lines_; slot++) {
+    if (isHandled(slot) && reload(slot, held) && held.record.kind == Kind::kFile && held.record.name == kOomControl) {
+      finishKiller(slot, held);
+    }
+  }
+  // The rest says what is to be left alone below those, so it goes last.
+  if (counts_.pending > pendingBefore) return;
+  for (size_t slot = 0; slot < lines_; slot++) {
+    if (reload(slot, held) && held.record.name == kOomControl) clear(slot);
+  }
+}
+
+}  // namespace reprieve::guard

@@ -1,0 +1,144 @@
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <limits>
+
+#include "core/fd.h"
+#include "lines.h"
+#include "restorer.h"
+
+// Putting back oom_score_adj.
+namespace reprieve::guard {
+namespace {
+
+constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
+constexpr int kScoreMax = 1000;  // OOM_SCORE_ADJ_MAX of <linux/oom.h>
+
+/** The raised values of one home, and since when a process may have been born with each. */
+struct Raised {
+  Restorer* restorer;
+  int lowest;
+  bool failed;
+  std::array<uint64_t, 2 * kScoreMax + 1> since;
+};
+
+size_t placeOf(int score) {
+  const int place = score + kScoreMax;
+  return static_cast<size_t>(place);
+}
+
+}  // namespace
+
+bool Restorer::restoreScore(const ScoreRecord& record) {
+  const Fd process(openProcess(record.pid));
+  uint64_t started = 0;
+  int score = 0;
+  const bool here = process && readStartTime(process.get(), started) == 0 && started == record.started &&
+                    readScoreAdj(process.get(), score) == 0;
+  if (!here || score != record.wrote || record.was == record.wrote) {
+    counts_.skipped++;
+    return true;
+  }
+  const int number = options_.dryRun ? 0 : writeScoreAdj(process.get(), record.was);
+  if (number == ESRCH || isGone(number)) return true;
+  Line line;
+  line.add(number == 0 ? verb() : "pending").add(": oom_score_adj of process ").addSigned(record.pid).add(": ");
+  line.addSigned(record.was);
+  if (number == 0) {
+    counts_.restored++;
+  } else {
+    counts_.pending++;
+    addError(line.add(", "), number);
+  }
+  say(line);
+  return number == 0;
+}
+
+bool Restorer::isRecordedScore(pid_t pid, uint64_t started) const {
+  bool found = false;
+  forEachScore(state_.scores_.get(), [&](size_t, const ScoreRecord& record) {
+    found = record.pid == pid && record.started == started;
+    return !found;
+  });
+  return found;
+}
+
+bool Restorer::restoreBorn(void* context, pid_t pid) {
+  auto& raised = *static_cast<Raised*>(context);
+  Restorer& self = *raised.restorer;
+  const Fd process(openProcess(pid));
+  int score = 0;
+  uint64_t started = 0;
+  if (!process || readScoreAdj(process.get(), score) != 0 || score == raised.lowest) return true;
+  if (std::abs(score) > kScoreMax) return true;
+  const uint64_t since = raised.since[placeOf(score)];
+  // One tick of tolerance: both are rounded down.
+  if (since == kNever || readStartTime(process.get(), started) != 0 || started + 1 < since) return true;
+  if (self.isRecordedScore(pid, started)) return true;
+  const int number = self.options_.dryRun ? 0 : writeScoreAdj(process.get(), raised.lowest);
+  if (number == ESRCH || isGone(number)) return true;
+  if (number != 0) {
+    raised.failed = true;
+    return true;
+  }
+  self.counts_.restored++;
+  Line line;
+  line.add(self.verb()).add(": oom_score_adj of process ").addSigned(pid).add(": ").addSigned(raised.lowest);
+  self.say(line.add(", for the ").addSigned(score).add(" that it inherited"));
+  return true;
+}
+
+bool Restorer::restoreBornSince(const FileRecord& home) {
+  Fd directory;
+  int number = 0;
+  const State::Found found = state_.openGroup(home, directory, number);
+  if (found == State::Found::kFailed) return later(home, "cannot be opened: ", number);
+  if (found != State::Found::kHere) return true;
+  Raised raised{this, kScoreMax + 1, false, {}};
+  raised.since.fill(kNever);
+  forEachScore(state_.scores_.get(), [&](size_t, const ScoreRecord& record) {
+    if (record.home != home.inode || record.was == record.wrote) return true;
+    raised.lowest = std::min(raised.lowest, record.was);
+    uint64_t& since = raised.since[placeOf(record.wrote)];
+    since = std::min(since, record.raisedAt);
+    return true;
+  });
+  if (raised.lowest > kScoreMax) return true;
+  // Twice: a child that is forked between the listing and the write to its parent inherits the raised value.
+  for (int i = 0; i < (options_.dryRun ? 1 : 2) && number == 0; i++) {
+    number = forEachProcess(directory.get(), home.name == "deep", restoreBorn, &raised);
+  }
+  if (number != 0) return later(home, "its processes cannot be listed: ", number);
+  return !raised.failed || later(home, "a process that inherited oom_score_adj refuses");
+}
+
+void Restorer::restoreScores() {
+  loud_ = true;
+  forEachLine(state_.scores_.get(), kScoreLine, [this](size_t slot, std::string_view line) {
+    ScoreRecord record{};
+    if (parseScoreRecord(line, record)) return true;
+    counts_.torn++;
+    if (!options_.dryRun) clearLine(state_.scores_.get(), slot, kScoreLine);
+    return true;
+  });
+  bool whole = true;
+  forEachScore(state_.scores_.get(), [&](size_t, const ScoreRecord& record) {
+    whole = restoreScore(record) && whole;
+    return true;
+  });
+  Held held;
+  for (size_t slot = 0; slot < lines_; slot++) {
+    if (load(slot, held) && held.record.kind == Kind::kHome) whole = restoreBornSince(held.record) && whole;
+  }
+  // As long as one is open all stay: what is to be put back on a home's children is known from all of its records.
+  if (!whole || options_.dryRun) return;
+  forEachScore(state_.scores_.get(), [this](size_t slot, const ScoreRecord&) {
+    clearLine(state_.scores_.get(), slot, kScoreLine);
+    return true;
+  });
+  for (size_t slot = 0; slot < lines_; slot++) {
+    if (load(slot, held) && held.record.kind == Kind::kHome) clear(slot);
+  }
+}
+
+}  // namespace reprieve::guard
