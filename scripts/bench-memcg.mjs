@@ -3,16 +3,15 @@
 // own killer, in turns within one run. See docs/benchmark.md.
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { cpus, loadavg, release, tmpdir } from 'node:os';
-import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { findMemoryV1, readCgroupMounts } from '../dist/cgroup/mounts.js';
 import { workloadPath } from '../dist/native.js';
 import { bytesOf, formatBytes } from '../dist/units.js';
-import { compile } from './bench/compile.mjs';
 import { CONTENDERS, Contender } from './bench/contenders.mjs';
 import { playEpisode } from './bench/episode.mjs';
 import { Stage } from './bench/stage.mjs';
 import { renderTable, summarise } from './bench/summary.mjs';
+import { compile, root } from './cache.mjs';
 
 const USAGE = `Usage: npm run bench:memcg -- [options]
 
@@ -46,7 +45,7 @@ async function run({ episodes, shapes, limit }, signal) {
   const mount = findMemoryV1(readCgroupMounts());
   if (mount === undefined) throw new Error('there is no cgroup v1 memory hierarchy here');
   if (process.geteuid() !== 0) throw new Error('only root makes memcgs and real-time processes');
-  const source = (name) => compile(fileURLToPath(new URL(`../native/bench/${name}.cc`, import.meta.url)));
+  const source = (name) => compile(`reprieve-${name}`, [`${root}/native/bench/${name}.cc`]);
   const tools = { listener: source('listener'), observer: source('observer'), workload: workloadPath() };
 
   const folder = mkdtempSync(`${existsSync('/dev/shm') ? '/dev/shm' : tmpdir()}/reprieve-bench-`);

@@ -2,14 +2,11 @@
 // Builds and runs the tests of native/core under AddressSanitizer and UndefinedBehaviorSanitizer, with plain CMake.
 // --tidy runs clang-tidy over native/core and native/addon as well; what else is given goes to doctest.
 import { spawn, spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
-import { availableParallelism, homedir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { existsSync, readdirSync, readFileSync, rmdirSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { buildNative, root } from './cache.mjs';
 
-const root = dirname(dirname(fileURLToPath(import.meta.url)));
-const compiler = process.env.CXX ?? 'g++';
 const arguments_ = process.argv.slice(2).filter((argument) => argument !== '--tidy');
 const tidy = process.argv.includes('--tidy');
 const TIMEOUT_MS = 180_000;
@@ -19,43 +16,13 @@ function fail(sentence) {
   process.exit(1);
 }
 
-function versionOf(command) {
-  const { stdout, status } = spawnSync(command, ['--version'], { encoding: 'utf8' });
-  return status === 0 ? stdout : undefined;
-}
-
-function run(command, options, quiet = false) {
-  const { status, error, stdout, stderr } = spawnSync(command, options, {
-    cwd: root,
-    encoding: 'utf8',
-    stdio: quiet ? 'pipe' : 'inherit',
-  });
-  if (error) fail(error.message);
-  if (status !== 0 && quiet) process.stderr.write(stdout + stderr);
-  return status === 0;
-}
-
-/** A build folder for this checkout and these tools; CMake itself sees to changed sources. */
-function buildFolder() {
-  const cmake = versionOf('cmake') ?? fail('cmake was not found (Debian: cmake)');
-  const cxx = versionOf(compiler) ?? fail(`${compiler} was not found (Debian: g++)`);
-  const key = createHash('sha256')
-    .update([root, process.execPath, process.version, cmake, compiler, cxx].join('\0'))
-    .digest('hex');
-  const cache = process.env.XDG_CACHE_HOME || join(homedir(), '.cache');
-  return join(cache, 'reprieve', 'native', key.slice(0, 16));
-}
-
-function configure(folder) {
-  const generator = versionOf('ninja') ? ['-G', 'Ninja'] : [];
-  const options = ['-S', 'native', '-B', folder, '-DCMAKE_BUILD_TYPE=Debug', '-DREPRIEVE_SANITIZE=address,undefined'];
-  mkdirSync(folder, { recursive: true });
-  return run('cmake', [...options, ...generator, `-DCMAKE_CXX_COMPILER=${compiler}`], true);
-}
-
-function build(folder) {
-  const jobs = String(availableParallelism());
-  return run('cmake', ['--build', folder, '--target', 'reprieve-native-test', '--parallel', jobs], true);
+function build() {
+  const options = ['-DCMAKE_BUILD_TYPE=Debug', '-DREPRIEVE_SANITIZE=address,undefined'];
+  try {
+    return buildNative('native', process.env.CXX ?? 'g++', options, ['reprieve-native-test']);
+  } catch (error) {
+    fail(error.message);
+  }
 }
 
 /** Cgroups that a crash of the test program left behind: its process id is in their names. */
@@ -94,7 +61,7 @@ function test(folder) {
 
 /** clang-tidy over each source, as many at a time as there are processors. */
 async function lint(folder) {
-  const sources = ['core', 'addon'].flatMap((part) =>
+  const sources = ['core', 'addon', 'guard'].flatMap((part) =>
     readdirSync(join(root, 'native', part))
       .filter((name) => name.endsWith('.cc'))
       .map((name) => join('native', part, name)),
@@ -120,11 +87,6 @@ async function lint(folder) {
   return clean;
 }
 
-const folder = buildFolder();
-if (!configure(folder) || !build(folder)) {
-  // A folder that was cut off half way, or that an upgrade made useless, is not worth understanding.
-  rmSync(folder, { recursive: true, force: true });
-  if (!configure(folder) || !build(folder)) fail('the tests could not be built (Debian: doctest-dev, ninja-build)');
-}
+const folder = build();
 process.exitCode = test(folder);
 if (tidy && !(await lint(folder))) process.exitCode ||= 1;
