@@ -1,8 +1,9 @@
 /** Every error code of reprieve and what it means. The error page of the docs is made from this table. */
 export const ERROR_CODES = {
-  ERR_REPRIEVE_ALREADY_WATCHED: 'The memcg is watched already by a handler of this process.',
+  ERR_REPRIEVE_ALREADY_WATCHED: 'The memcg is watched already by a handler, of this process or another.',
   ERR_REPRIEVE_CLOSED: 'The handler, the watch or the native object was closed before.',
   ERR_REPRIEVE_CONDITION_CLOSED: 'The condition has ended; nothing can be done on it any more.',
+  ERR_REPRIEVE_GUARD: 'The guard could not be started, does not answer, or cannot guard a memcg.',
   ERR_REPRIEVE_INSIDE_SCOPE: 'The handler itself is inside the memcg that it should watch, and could not be moved out.',
   ERR_REPRIEVE_INVALID_ARGUMENT: 'An argument or an option has a wrong type or is out of its range.',
   ERR_REPRIEVE_INVALID_SCOPE: 'The scope is not "memcg:/path", escapes the hierarchy, or names the root memcg.',
@@ -14,6 +15,8 @@ export const ERROR_CODES = {
   ERR_REPRIEVE_RESERVE_CLOSED: 'The reserve may be charged only while a condition is open.',
   ERR_REPRIEVE_RESERVE_EXHAUSTED: 'The reserve has no room for that charge.',
   ERR_REPRIEVE_RESERVE_UNAVAILABLE: 'The reserve could not be mapped, locked or made resident.',
+  ERR_REPRIEVE_REVOKED: 'The guard has taken over from this handler, which was stopped or silent for too long.',
+  ERR_REPRIEVE_STATE: 'What is to be changed could not be written down first, so it was not changed.',
   ERR_REPRIEVE_SYSTEM: 'A system call failed; `errno`, `syscall` and `path` say which.',
   ERR_REPRIEVE_TOO_LATE: 'The ladder has gone on to the next rung; this answer is not awaited any more.',
   ERR_REPRIEVE_UNSUPPORTED: 'This machine or kernel does not offer what was asked for.',
@@ -59,6 +62,8 @@ export function fromSystem(error: unknown, doing: string): ReprieveError {
   if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS') {
     return new ReprieveError('ERR_REPRIEVE_PERMISSION', `${doing}: ${message}`, error);
   }
+  if (code === 'ECANCELED')
+    return new ReprieveError('ERR_REPRIEVE_REVOKED', `${doing}: the guard has taken over`, error);
   if (code === 'ERR_REPRIEVE_CLOSED') return new ReprieveError('ERR_REPRIEVE_CLOSED', `${doing}: ${message}`, error);
   return new ReprieveError('ERR_REPRIEVE_SYSTEM', `${doing}: ${message}`, error);
 }
@@ -66,6 +71,11 @@ export function fromSystem(error: unknown, doing: string): ReprieveError {
 /** True if `error` says that the memcg is gone. */
 export function isVanished(error: unknown): boolean {
   return error instanceof ReprieveError && error.code === 'ERR_REPRIEVE_VANISHED';
+}
+
+/** True if the guard has taken over, and does what is left to be done. */
+export function isRevoked(error: unknown): boolean {
+  return error instanceof ReprieveError && error.code === 'ERR_REPRIEVE_REVOKED';
 }
 
 /** The error for an option of the wrong shape: "Expected the `x` option to be …, got …". */

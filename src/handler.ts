@@ -1,4 +1,5 @@
 import { addAbortListener, EventEmitter } from 'node:events';
+import { ScoreRegister } from './action/scores.js';
 import type { Capabilities } from './capabilities.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
 import { isAtOrBelow } from './cgroup/cgroup.js';
@@ -15,6 +16,8 @@ import {
 } from './condition/drill.js';
 import { parseLadder, type WatchDeadlines } from './condition/options.js';
 import { invalidOption, isVanished, ReprieveError } from './errors.js';
+import { boundOf } from './guard/bound.js';
+import type { GuardReplaced } from './guard/process.js';
 import type { Policy } from './policy/decision.js';
 import type { Report } from './report/report.js';
 import { Account, ConditionReserve, type ReserveCounters } from './reserve/account.js';
@@ -51,6 +54,21 @@ export interface HandlerEvents {
   warning: [message: string];
   /** A watched memcg was removed; its watch has ended. */
   vanished: [scope: string];
+  /**
+   * The guard has taken over, because this process was stopped or silent for too long: it has put everything back, and this
+   * handler has closed itself. Open another one to go on.
+   */
+  revoked: [why: string];
+  /** The guard died and was replaced. */
+  guard: [event: GuardReplaced];
+}
+
+/** The guard of a handler. */
+export interface GuardState {
+  /** Undefined for a moment while it is replaced. */
+  pid: number | undefined;
+  /** How often one that died was replaced. */
+  replaced: number;
 }
 
 /** A watch that is being set up: await it, or iterate over its conditions at once. */
@@ -74,6 +92,7 @@ interface Drilling {
 export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisposable {
   readonly #ground: Ground;
   readonly #account: Account;
+  readonly #scores: ScoreRegister;
   readonly #watches = new Set<Watch>();
   /** Open conditions by the inode of the memcg that is full. */
   readonly #conditions = new Map<number, OomCondition>();
@@ -84,6 +103,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #stopTick: (() => void) | null = null;
   #spurious = 0;
   readonly #dry: Hierarchy;
+  /** Watches that were closed because the guard cannot guard them. */
+  readonly #guardFailures = new WeakMap<Watch, Error>();
   #warmAtUs = Number.NEGATIVE_INFINITY;
   #warmUps = WARM_UPS;
   #drilling: Drilling | null = null;
@@ -92,12 +113,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   /**
    * Opens a handler on this machine: moves the process to a memcg of its own, raises its scheduling, and sets the reserve
-   * aside. Everything is put back by `close()`.
+   * aside, after it has put back what handlers that are gone left behind, and starts the guard. Everything is put back by
+   * `close()`, or by the guard.
    * @throws ReprieveError ERR_REPRIEVE_UNSUPPORTED without a v1 memory hierarchy, ERR_REPRIEVE_RESERVE_UNAVAILABLE,
-   * ERR_REPRIEVE_NATIVE_MISSING, ERR_REPRIEVE_INVALID_ARGUMENT
+   * ERR_REPRIEVE_GUARD, ERR_REPRIEVE_STATE, ERR_REPRIEVE_NATIVE_MISSING, ERR_REPRIEVE_INVALID_ARGUMENT
    */
   static async open(options: HandlerOptions = {}): Promise<OomHandler> {
-    const handler = new OomHandler(openGround(options));
+    const handler = new OomHandler(await openGround(options));
     handler.#forgetSignal = closeOnAbort(options.signal, handler);
     return handler;
   }
@@ -112,7 +134,20 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#ground = ground;
     this.#dry = dryHierarchy(ground.hierarchy);
     this.#account = new Account(ground.reserve.bytes);
+    this.#scores = new ScoreRegister(ground.hierarchy);
     this.#forgetEnd = onProcessEnd(() => this.#atEnd());
+    for (const line of ground.restored) this.#tell('warning', `left by a handler that is gone: ${line}`);
+    if (ground.guard === null) return;
+    const { process, epoch } = ground.guard;
+    epoch.onRevoked = () => this.#revoked();
+    process.events = {
+      replaced: (event) => this.#tell('guard', event),
+      lost: (error) => {
+        this.#tell('alarm', `${error.message}; nobody would act if this process died, so all watches were closed`);
+        for (const watch of this.#watches) void watch.close();
+      },
+      failed: (inode, error) => this.#notGuarded(inode, error),
+    };
   }
 
   /** What this machine offers, and what of it is used. */
@@ -124,6 +159,12 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   get reserve(): ReserveCounters {
     const { bytes, charged, available, maxCharged, failures } = this.#account;
     return { bytes, charged, available, maxCharged, failures };
+  }
+
+  /** Null without a guard. */
+  get guard(): GuardState | null {
+    const process = this.#ground.guard?.process;
+    return process === undefined ? null : { pid: process.pid, replaced: process.replaced };
   }
 
   get watches(): readonly Watch[] {
@@ -139,12 +180,15 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    * Watches a scope 'memcg:/path'. Until the watch is closed, tasks that run into the limit wait.
    * Rejects with a ReprieveError: ERR_REPRIEVE_INVALID_SCOPE, ERR_REPRIEVE_NOT_A_MEMCG, ERR_REPRIEVE_ALREADY_WATCHED,
    * ERR_REPRIEVE_INSIDE_SCOPE, ERR_REPRIEVE_PERMISSION, ERR_REPRIEVE_INVALID_ARGUMENT, ERR_REPRIEVE_UNSUPPORTED,
-   * ERR_REPRIEVE_CLOSED; nothing is armed then.
+   * ERR_REPRIEVE_CLOSED, ERR_REPRIEVE_GUARD, ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED; nothing is armed then.
    */
   watch(scope: string, options: WatchOptions = {}): PendingWatch {
     const watch = (async () => {
       const armed = this.#watch(scope, options);
       try {
+        await this.#ground.guard?.process.settled();
+        const failure = this.#guardFailures.get(armed);
+        if (failure !== undefined) throw failure;
         await this.#drill(armed);
       } catch (error) {
         await armed.close();
@@ -198,6 +242,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
         reserveBytes: this.#ground.reserve.bytes,
         isArmed: (inode) => this.#memberOf(inode) !== undefined,
+        isHandled: (inode) => this.#conditions.has(inode),
+        scores: this.#scores,
+        bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
         near: (watch) => this.#warmUp(watch),
         ended: (ended) => {
           forgetSignal();
@@ -342,6 +389,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         options: drill ? DRILL_LADDER : watch.options,
         reserve: new ConditionReserve(new Account(reserve.bytes, this.#account), reserve.arena),
         preference: drill ? NO_PREFERENCE : watch.preference,
+        plan: (sampled) => own?.watch.plan(own.watch.jobsOf(own.armed), sampled),
         readFaults,
         deliver: (opened) => watch.deliver(opened),
         deathsNearby: () => this.#deathsNear(owner.path, condition),
@@ -418,6 +466,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#stopTick?.();
     this.#stopTick = this.#ground.hierarchy.clock.after(TICK_MS, () => {
       this.#stopTick = null;
+      this.#ground.guard?.process.heartbeat();
       this.#warmUps = WARM_UPS;
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
       for (const watch of this.#watches) {
@@ -427,6 +476,31 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       }
       if (this.#watches.size > 0) this.#tick();
     });
+  }
+
+  // --- The guard ---
+
+  /** What the guard cannot guard is not armed; a memcg that is gone needs no guard. */
+  #notGuarded(inode: number, error: Error): void {
+    const found = this.#memberOf(inode);
+    if (found === undefined) return;
+    const { watch, armed } = found;
+    try {
+      armed.memcg.oomState();
+    } catch (gone) {
+      if (isVanished(gone)) return;
+    }
+    this.#guardFailures.set(watch, error);
+    this.#tell('alarm', `${watch.scope} was closed: ${error.message}`);
+    void watch.close();
+  }
+
+  /** The guard has taken over: whatever is still done here would be done a second time. */
+  #revoked(): void {
+    const why = this.#ground.guard?.process.takenOver ?? 'it was silent for too long';
+    for (const watch of this.#watches) watch.revoke();
+    this.#tell('revoked', why);
+    void this.close();
   }
 
   // --- The end ---
@@ -442,8 +516,18 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   /** The process ends without `close`: no promise runs any more, but writes do. */
   #atEnd(): void {
-    for (const watch of this.#watches) watch.disarmNow();
+    if (!this.#leavesToGuard()) for (const watch of this.#watches) watch.disarmNow();
     this.#ground.leave();
+  }
+
+  /**
+   * Limits back and jobs thawed, before a memcg is the kernel's again. True if that cannot be done, as more is used than a
+   * limit allows: a job has to die for it, and then the guard does all the rest, in the right order.
+   */
+  #leavesToGuard(): boolean {
+    const { files, guard } = this.#ground;
+    files?.putBackAll();
+    return files?.pending === true && guard !== null;
   }
 
   /** Ends every watch and puts everything back: the kernel's killer, oom_score_adj, scheduling, the process's memcg. */
@@ -454,11 +538,19 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   async #close(): Promise<void> {
     this.#forgetSignal();
+    const { guard, hierarchy } = this.#ground;
+    if (this.#leavesToGuard()) {
+      guard?.process.dismiss(false);
+      await guard?.process.gone();
+      for (const watch of this.#watches) watch.revoke();
+    }
     const closed = await Promise.allSettled([...this.#watches].map((watch) => watch.close()));
     this.#stopTick?.();
     this.#forgetEnd();
-    this.#ground.hierarchy.close();
+    if (guard?.epoch.revoked) await guard.process.gone(); // it puts back what is written down
     this.#ground.leave();
+    await guard?.process.gone();
+    hierarchy.close();
     const failures = closed.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []));
     if (failures.length > 0) throw new AggregateError(failures, 'Not everything could be put back');
   }

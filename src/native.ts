@@ -17,6 +17,7 @@ export interface Directory {
   readonly uid: number;
   /** Magic number of the file system (statfs(2)). */
   readonly fsType: number;
+  readonly descriptor: number;
   /** Opens a directory below; refuses `..`, symbolic links and other file systems. */
   openBeneath(relative: string): Directory;
   /** Names of the directories directly below. */
@@ -31,8 +32,6 @@ export interface Directory {
   removeDirectory(name: string): void;
   /** An extended attribute of the directory, or null when there is none. */
   getAttribute(name: string): string | null;
-  /** '' removes it. */
-  setAttribute(name: string, value: string): void;
   /** Claims the directory (flock(2)) as long as this is open; false while another open of it has the claim. */
   claim(): boolean;
   unclaim(): void;
@@ -120,6 +119,26 @@ export interface Killer {
   close(): void;
 }
 
+/** A page that a handler and its guard both have mapped (memfd_create(2)). */
+export interface SharedWords {
+  readonly buffer: ArrayBuffer;
+  readonly descriptor: number;
+}
+
+/** One end of a SOCK_SEQPACKET pair: whole messages, with descriptors. Never blocks. */
+export interface Channel {
+  /** The token under which the event set tells that messages wait. */
+  readonly token: number;
+  /** The descriptor of the other end, for a child process. */
+  readonly peer: number;
+  closePeer(): void;
+  /** Fails with EAGAIN while the peer does not read, with EPIPE when it is gone. */
+  send(message: Uint8Array, descriptors: readonly (Directory | Pidfd)[]): void;
+  /** The next message; empty when the peer is gone, null when none waits. */
+  receive(): Uint8Array | null;
+  close(): void;
+}
+
 /** Memory that is mapped, locked and resident from the start. */
 export interface Arena {
   readonly buffer: ArrayBuffer;
@@ -140,11 +159,14 @@ export interface NativeBinding {
     ready: Int32Array,
     onReady: (count: number, atUs: number) => void,
   ) => EventSet;
-  /** `dry` goes the same way, but sends signal 0: for a drill. */
+  /** `dry` goes the same way, but sends signal 0: for a drill. Nobody is signalled once `words` are revoked: ECANCELED. */
   Killer: new (
     events: EventSet,
     dry?: boolean,
+    words?: SharedWords,
   ) => Killer;
+  SharedWords: new () => SharedWords;
+  Channel: new (events: EventSet) => Channel;
   Arena: new (bytes: number) => Arena;
   /** CLOCK_MONOTONIC in microseconds. */
   nowUs(): number;
@@ -172,9 +194,15 @@ function libc(): string {
   return header.glibcVersionRuntime === undefined ? 'musl' : 'glibc';
 }
 
-/** Where what is compiled can be: the package's prebuilt binaries if they fit, else a local build. */
+/**
+ * Where what is compiled can be: a build of one's own, such as one with sanitizers, where the environment names its folder;
+ * the package's prebuilt binaries if they fit; else a local build.
+ */
 function binaryPlaces(name: string): string[] {
+  const own = process.env.REPRIEVE_NATIVE_DIRECTORY;
+  const before = own ? [`${own}/${name}`] : [];
   return [
+    ...before,
     `${packageRoot}prebuilds/${process.platform}-${process.arch}-${libc()}/${name}`,
     `${packageRoot}build/Release/${name}`,
   ];
@@ -182,11 +210,20 @@ function binaryPlaces(name: string): string[] {
 
 /** The program that the demo's jobs run. @throws ReprieveError ERR_REPRIEVE_NATIVE_MISSING */
 export function workloadPath(): string {
-  const places = binaryPlaces('reprieve-workload');
+  return programPath('reprieve-workload', 'The workload program');
+}
+
+/** The guard's program. @throws ReprieveError ERR_REPRIEVE_NATIVE_MISSING */
+export function guardPath(): string {
+  return programPath('reprieve-guard', 'The guard');
+}
+
+function programPath(name: string, what: string): string {
+  const places = binaryPlaces(name);
   const found = places.find((path) => existsSync(path));
   if (found !== undefined) return found;
   throw missing(
-    'The workload program',
+    what,
     places.map((path) => `${path}: not there`),
   );
 }

@@ -33,6 +33,9 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     reserve: { bytes: RESERVE, arena: new ArenaAllocator(new ArrayBuffer(RESERVE)) },
     ownPath: () => undefined,
     readFaults: (out) => out.fill(0),
+    guard: null,
+    files: null,
+    restored: [],
     leave: () => {},
   };
 }

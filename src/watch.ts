@@ -1,12 +1,17 @@
 import { KernelPreference } from './action/kernel-preference.js';
+import type { ScoreRegister } from './action/scores.js';
 import type { Hierarchy, Listener, Memcg, TreeChange } from './cgroup/cgroup.js';
 import { Subtree } from './cgroup/subtree.js';
 import type { OomCondition } from './condition/condition.js';
 import type { LadderOptions } from './condition/options.js';
-import { isVanished, ReprieveError } from './errors.js';
+import { isRevoked, isVanished, ReprieveError } from './errors.js';
+import type { Bound } from './guard/bound.js';
+import type { Entry } from './guard/ledger.js';
+import { rankForGuard } from './policy/lowest-priority.js';
 import { setKernelReserve } from './reserve/kernel.js';
-import { Jobs } from './snapshot/jobs.js';
+import { identityOf, Jobs } from './snapshot/jobs.js';
 import type { JobRules } from './snapshot/settings.js';
+import type { Job } from './snapshot/snapshot.js';
 import { ArmedMemcg } from './source/armed.js';
 
 /** Conditions that wait for an iterating caller, at most. */
@@ -20,7 +25,7 @@ const QUIET_LOOKS = 5;
 const EXIT_MS = 200;
 
 /** How a watch ended, or that it has not. */
-export type WatchState = 'watching' | 'closed' | 'vanished';
+export type WatchState = 'watching' | 'closed' | 'vanished' | 'revoked';
 
 /** What a watch is made with. */
 export interface WatchSetup {
@@ -37,6 +42,10 @@ export interface WatchSetup {
   reserveBytes: number;
   /** True if another watch has armed that memcg. */
   isArmed: (inode: number) => boolean;
+  /** True while a condition of that memcg is open. */
+  isHandled: (inode: number) => boolean;
+  scores: ScoreRegister;
+  bound: Bound;
   /** The scope comes near to its limit. */
   near: (watch: Watch) => void;
   /** Called once when the watch has ended by itself or by `close`. */
@@ -49,6 +58,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   readonly #setup: WatchSetup;
   readonly #armed = new Map<number, ArmedMemcg>();
   readonly #jobs = new Map<number, Jobs>();
+  /** Memcgs below the scope that had their own oom_kill_disable, by inode. */
+  readonly #kept = new Map<number, Entry>();
   readonly #subtree: Subtree;
   #near: { listener: Listener; limit: number } | null = null;
   readonly preference: KernelPreference;
@@ -66,7 +77,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   constructor(setup: WatchSetup) {
     this.#setup = setup;
     const { hierarchy, scope, above, rules } = setup;
-    this.preference = new KernelPreference(hierarchy);
+    this.preference = new KernelPreference(setup.scores);
     this.#subtree = new Subtree(hierarchy, scope, {
       created: (memcg) => this.#created(memcg),
       removed: (memcg) => this.#forget(memcg),
@@ -75,11 +86,12 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     });
     try {
       this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
-      this.#restoreReserve = setKernelReserve(scope, setup.reserveBytes);
+      this.#restoreReserve = setKernelReserve(scope, setup.reserveBytes, hierarchy.ledger);
+      this.#keepBelow();
       this.#arm(scope, above);
       this.#armBelow();
       this.#listenNear();
-      this.preference.prepare([...this.#jobs.values()]);
+      this.#prepare();
     } catch (error) {
       this.#state = 'closed';
       this.#disarm();
@@ -99,6 +111,11 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   get options(): LadderOptions {
     return this.#setup.options;
+  }
+
+  /** The longest that a task waits here. */
+  get longestWaitMs(): Bound {
+    return this.#setup.bound;
   }
 
   get state(): WatchState {
@@ -137,24 +154,26 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   // --- Arming ---
 
   #arm(memcg: Memcg, above: readonly Memcg[], original?: boolean): void {
-    const { hierarchy, signalled } = this.#setup;
+    const { hierarchy, signalled, options } = this.#setup;
     const signal = (atUs: number) => {
       const armed = this.#armed.get(memcg.inode);
       if (armed !== undefined) signalled(this, armed, atUs);
     };
-    this.#armed.set(memcg.inode, new ArmedMemcg(hierarchy, memcg, above, signal, original));
+    this.#armed.set(memcg.inode, new ArmedMemcg(hierarchy, memcg, above, options, signal, original));
+  }
+
+  /** Notes who has an oom_kill_disable of its own below, before others inherit ours: what we made is put back, not that. */
+  #keepBelow(): void {
+    if (this.#setup.recursive) return; // each is armed, and remembers
+    for (const memcg of this.#subtree.all()) {
+      if (memcg.oomState().killDisabled) this.#kept.set(memcg.inode, this.#setup.hierarchy.ledger.keep(memcg));
+    }
   }
 
   /** With `recursive`: every memcg below that no other watch has armed. */
   #armBelow(): void {
-    const scope = this.#armed.get(this.#setup.scope.inode);
-    for (const memcg of this.#subtree.all()) {
-      if (this.#armed.has(memcg.inode)) continue;
-      // Made below a handler that was killed: it inherited that one's setting.
-      const inherited = scope?.recovered === true && !scope.original && memcg.oomState().killDisabled;
-      if (this.#setup.recursive) this.#armOne(memcg, inherited ? false : undefined);
-      else if (inherited && !this.#setup.isArmed(memcg.inode)) memcg.setKillDisabled(false);
-    }
+    if (!this.#setup.recursive) return;
+    for (const memcg of this.#subtree.all()) if (!this.#armed.has(memcg.inode)) this.#armOne(memcg);
   }
 
   /** One that another watch has, of this process or another, is left to it. */
@@ -194,6 +213,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     armed?.restore();
     this.#jobs.get(memcg.inode)?.close();
     this.#jobs.delete(memcg.inode);
+    this.#kept.get(memcg.inode)?.clear();
+    this.#kept.delete(memcg.inode);
   }
 
   #changed(memcg: Memcg, change: TreeChange): void {
@@ -229,11 +250,30 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       if (!this.#subtree.complete) this.#retry();
       this.#armBelow();
       this.#listenNear();
-      this.preference.prepare([...this.#jobs.values()]);
+      this.#prepare();
     } catch (error) {
+      if (isRevoked(error)) return;
       if (isVanished(error)) this.scopeIsThere();
       else this.#setup.warn(`${this.scope}: ${(error as Error).message}`);
     }
+  }
+
+  /** Says whom the kernel is to take, and whom the guard, should it come to that. */
+  #prepare(): void {
+    const groups = [...this.#jobs.values()];
+    const samples = groups.map((jobs) => jobs.sample(new Set()));
+    this.preference.prepare(groups, samples.flat());
+    for (const [index, jobs] of groups.entries()) {
+      // During a condition the guard is told of each kill, and what is dying is still among those it knows.
+      if (!this.#setup.isHandled(jobs.memcg.inode)) this.plan(jobs, samples[index] ?? []);
+    }
+  }
+
+  /** Tells the guard who may die. */
+  plan(jobs: Jobs, sampled: readonly Job[]): void {
+    const live = new Map(jobs.live().map((job) => [identityOf(job), job]));
+    const ranked = rankForGuard(sampled).flatMap((job) => live.get(identityOf(job)) ?? []);
+    this.#setup.hierarchy.guard.plan(jobs.memcg, ranked);
   }
 
   /** What failed before, when descriptors were short, may go well now. */
@@ -242,7 +282,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     for (const jobs of this.#jobs.values()) jobs.refresh();
     const original = this.self?.original ?? false;
     for (const memcg of this.#setup.recursive || original ? [] : this.#subtree.all()) {
-      if (!this.#setup.isArmed(memcg.inode) && memcg.oomState().killDisabled) memcg.setKillDisabled(false);
+      const kept = this.#kept.has(memcg.inode) || this.#setup.isArmed(memcg.inode);
+      if (!kept && memcg.oomState().killDisabled) memcg.setKillDisabled(false);
     }
   }
 
@@ -346,7 +387,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     try {
       step();
     } catch (error) {
-      this.#warn(this.#setup.scope, error);
+      if (!isRevoked(error)) this.#warn(this.#setup.scope, error);
     }
   }
 
@@ -379,11 +420,11 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     this.#closing = this.#release();
   }
 
-  #finish(state: 'closed' | 'vanished'): void {
+  #finish(state: Exclude<WatchState, 'watching'>): void {
     if (this.#state !== 'watching') return;
     this.#released = state === 'closed' && this.#prepareRelease();
     this.#state = state;
-    for (const condition of [...this.#conditions]) condition.release(state === 'closed' ? 'released' : 'vanished');
+    for (const condition of [...this.#conditions]) condition.release(state === 'closed' ? 'released' : state);
     this.#disarm();
     this.#wakeAll();
     this.#closing = this.#release();
@@ -409,6 +450,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     this.#attempt(() => this.preference.restoreAll());
     for (const jobs of this.#jobs.values()) jobs.close();
     this.#jobs.clear();
+    for (const entry of this.#kept.values()) entry.clear();
+    this.#kept.clear();
     this.#subtree.close();
     this.#armed.clear();
   }
@@ -434,6 +477,11 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   async close(): Promise<void> {
     this.#finish('closed');
     await this.#closing;
+  }
+
+  /** The guard has taken over, and puts everything back. */
+  revoke(): void {
+    this.#finish('revoked');
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

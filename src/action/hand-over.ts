@@ -1,7 +1,7 @@
 import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
 import { isVanished } from '../errors.js';
 import { type Jobs, pidsIn, pidsOf } from '../snapshot/jobs.js';
-import { NEVER } from './kernel-preference.js';
+import { NEVER } from './scores.js';
 
 /** True if the kernel's killer finds a task there that it may take; else its waiters would spin for ever. */
 export function hasKillableTask(hierarchy: Hierarchy, memcg: Memcg): boolean {

@@ -2,10 +2,13 @@
  * What the rest of reprieve knows of cgroups: memory cgroups (memcg), their processes and their signals.
  *
  * Implementations: `v1.ts` on the real kernel, `simulated.ts` in process. Every method of a memcg throws a
- * `ReprieveError` with the code ERR_REPRIEVE_VANISHED once the cgroup was removed.
+ * `ReprieveError` with the code ERR_REPRIEVE_VANISHED once the cgroup was removed, and whatever changes something one with
+ * ERR_REPRIEVE_REVOKED once the guard has taken over.
  */
 import type { Clock } from '../clock.js';
 import { isVanished } from '../errors.js';
+import type { Guard } from '../guard/guard.js';
+import type { Ledger } from '../guard/ledger.js';
 
 /** Memory charged to a memcg and all below it, or to one process, in bytes, by what becomes of it. */
 export interface MemoryUse {
@@ -46,8 +49,6 @@ export interface Memcg {
   setKillDisabled(disabled: boolean): void;
   /** An extended attribute of the cgroup's directory. */
   attribute(name: string): string | null;
-  /** Sets an extended attribute; '' removes it. */
-  setAttribute(name: string, value: string): void;
   /** Claims the memcg for this handle; false while another handle, of any process, has the claim. It ends with `close`. */
   claim(): boolean;
   unclaim(): void;
@@ -121,6 +122,12 @@ export interface OomListener extends Listener {
 export interface Hierarchy {
   readonly kind: 'v1' | 'simulated';
   readonly clock: Clock;
+  /** Where changes are written down before they are made. */
+  readonly ledger: Ledger;
+  /** Who acts when the handler cannot. */
+  readonly guard: Guard;
+  /** The start time (see `Process.started`) of a process that is born now. */
+  startTime(): number;
   /**
    * Opens a memcg by its path below the root.
    * @throws ReprieveError ERR_REPRIEVE_NOT_A_MEMCG, ERR_REPRIEVE_PERMISSION

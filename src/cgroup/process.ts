@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { fromSystem, ReprieveError, type SystemError } from '../errors.js';
+import type { Epoch } from '../guard/epoch.js';
 import type { ControlFile, Directory, NativeBinding, Pidfd } from '../native.js';
 import type { MemoryUse, Process, Waiter } from './cgroup.js';
 
@@ -12,7 +13,7 @@ const STATUS_KEYS = ['RssAnon:', 'VmSwap:', 'RssShmem:', 'RssFile:'] as const;
 const statusFields = new Float64Array(STATUS_KEYS.length);
 
 /** Opens a process by its number; null if it is gone. */
-export function openProcess(native: NativeBinding, pid: number): RealProcess | null {
+export function openProcess(native: NativeBinding, pid: number, epoch: Epoch): RealProcess | null {
   let directory: Directory | undefined;
   let pidfd: Pidfd | undefined;
   try {
@@ -23,7 +24,7 @@ export function openProcess(native: NativeBinding, pid: number): RealProcess | n
     const afterName = stat.lastIndexOf(')');
     const name = stat.slice(stat.indexOf('(') + 1, afterName);
     const started = Number(stat.slice(afterName + 2).split(' ')[19]);
-    return new OpenProcess(pid, name, started, directory, pidfd);
+    return new OpenProcess(pid, name, started, directory, pidfd, epoch);
   } catch (error) {
     directory?.close();
     pidfd?.close();
@@ -42,6 +43,7 @@ class OpenProcess implements RealProcess {
     readonly started: number,
     private readonly directory: Directory,
     readonly pidfd: Pidfd,
+    private readonly epoch: Epoch,
   ) {}
 
   memory(): MemoryUse {
@@ -58,6 +60,7 @@ class OpenProcess implements RealProcess {
   }
 
   setScoreAdj(value: number): void {
+    this.epoch.permit();
     this.#doing(`writing oom_score_adj=${value}`, () => this.directory.writeFile('oom_score_adj', String(value)));
   }
 

@@ -4,6 +4,8 @@
  */
 import type { Clock } from '../clock.js';
 import { ReprieveError } from '../errors.js';
+import { type Guard, NO_GUARD } from '../guard/guard.js';
+import { NO_LEDGER } from '../guard/ledger.js';
 import {
   fullSlack,
   type Hierarchy,
@@ -150,6 +152,8 @@ export interface Misbehaviour {
 
 export class SimulatedHierarchy implements Hierarchy {
   readonly kind = 'simulated';
+  readonly ledger = NO_LEDGER;
+  readonly guard: Guard = NO_GUARD;
   readonly root: SimulatedMemcg;
   readonly #signals = new Map<SimulatedMemcg, Set<(atUs: number) => void>>();
   readonly #trees = new Map<SimulatedMemcg, Set<(change: TreeChange) => void>>();
@@ -210,11 +214,6 @@ export class SimulatedHierarchy implements Hierarchy {
     const child = this.spawn(parent.memcg, parent.name);
     child.scoreAdj = parent.scoreAdj;
     return child;
-  }
-
-  setAttribute(memcg: SimulatedMemcg, name: string, value: string): void {
-    memcg.attributes.set(name, value);
-    if (memcg.parent !== null) this.#tell(memcg.parent, { name: memcg.name, kind: 'attributes' });
   }
 
   /** The process touches memory; it waits, or somebody dies, if there is none. False while it waits, or if it is gone. */
@@ -360,6 +359,10 @@ export class SimulatedHierarchy implements Hierarchy {
     return [...this.#processes.values()].some(({ waiting }) => waiting && levels.includes(waiting.over));
   }
 
+  startTime(): number {
+    return this.clock.nowUs();
+  }
+
   openProcess(pid: number): Process | null {
     const process = this.#processes.get(pid);
     return process === undefined ? null : new SimulatedProcessHandle(process, this.held);
@@ -467,11 +470,6 @@ class SimulatedHandle implements Memcg {
 
   attribute(name: string): string | null {
     return this.there.attributes.get(name) ?? null;
-  }
-
-  setAttribute(name: string, value: string): void {
-    if (value === '') this.there.attributes.delete(name);
-    else this.there.attributes.set(name, value);
   }
 
   claim(): boolean {

@@ -1,7 +1,20 @@
 /** cgroup v1's memory controller (Documentation/admin-guide/cgroup-v1/memory.rst), over the addon. */
-import { realClock } from '../clock.js';
+import { uptime } from 'node:os';
+import { type Clock, realClock } from '../clock.js';
 import { fromSystem, ReprieveError, type SystemError } from '../errors.js';
-import { type ControlFile, type Directory, type EventSet, type Killer, type NativeBinding, native } from '../native.js';
+import { type Epoch, NO_EPOCH, SharedEpoch } from '../guard/epoch.js';
+import { type Guard, NO_GUARD } from '../guard/guard.js';
+import { type Ledger, NO_LEDGER } from '../guard/ledger.js';
+import {
+  type Channel,
+  type ControlFile,
+  type Directory,
+  type EventSet,
+  type Killer,
+  type NativeBinding,
+  native,
+  type Pidfd,
+} from '../native.js';
 import {
   closeAll,
   fullSlack,
@@ -24,6 +37,9 @@ const CGROUP_SUPER_MAGIC = 0x27e0eb;
 /** The kernel shows "no limit" as the largest multiple of a page in a signed 64 bit number. */
 const NO_LIMIT = 2 ** 62;
 
+/** Start times of processes are in these (sysconf(_SC_CLK_TCK), the same wherever Linux runs Node). */
+const TICKS_A_SECOND = 100;
+
 /** The part of its limit at which a memcg is near to it. */
 const NEAR = 0.95;
 
@@ -42,11 +58,13 @@ class MemcgV1 implements Memcg {
   readonly owner: number;
   readonly directory: Directory;
   closed = false;
+  readonly #epoch: Epoch;
   readonly #files = new Map<string, ControlFile>();
 
-  constructor(directory: Directory, path: string) {
+  constructor(directory: Directory, path: string, epoch: Epoch) {
     this.directory = directory;
     this.path = path;
+    this.#epoch = epoch;
     this.inode = directory.inode;
     this.owner = directory.uid;
   }
@@ -125,6 +143,7 @@ class MemcgV1 implements Memcg {
   }
 
   setKillDisabled(disabled: boolean): void {
+    this.#epoch.permit();
     this.#doing(`writing oom_kill_disable=${disabled ? 1 : 0}`, () =>
       this.#file('memory.oom_control', 'readwrite').write(disabled ? '1' : '0'),
     );
@@ -132,10 +151,6 @@ class MemcgV1 implements Memcg {
 
   attribute(name: string): string | null {
     return this.#doing(`reading the attribute ${name}`, () => this.directory.getAttribute(name));
-  }
-
-  setAttribute(name: string, value: string): void {
-    this.#doing(`setting the attribute ${name}`, () => this.directory.setAttribute(name, value));
   }
 
   claim(): boolean {
@@ -153,7 +168,7 @@ class MemcgV1 implements Memcg {
   child(name: string): Memcg {
     return this.#doing(`opening the child ${name}`, () => {
       const path = this.path === '/' ? `/${name}` : `${this.path}/${name}`;
-      return new MemcgV1(this.directory.openBeneath(name), path);
+      return new MemcgV1(this.directory.openBeneath(name), path, this.#epoch);
     });
   }
 
@@ -175,7 +190,10 @@ class MemcgV1 implements Memcg {
     }
     return {
       read: () => this.#doing("reading the kernel's reserve", () => file.readNumber()),
-      write: (bytes: number) => this.#doing("setting the kernel's reserve", () => file.write(String(bytes))),
+      write: (bytes: number) => {
+        this.#epoch.permit();
+        this.#doing("setting the kernel's reserve", () => file.write(String(bytes)));
+      },
     };
   }
 
@@ -200,8 +218,12 @@ function fromMemcg(error: unknown, doing: string): ReprieveError {
 /** The v1 memory hierarchy below a mount point. */
 export class HierarchyV1 implements Hierarchy {
   readonly kind = 'v1';
-  readonly clock = realClock;
+  readonly clock: Clock;
+  readonly ledger: Ledger;
+  /** Set once it has started. */
+  guard: Guard = NO_GUARD;
   readonly point: string;
+  readonly #epoch: Epoch;
   readonly #native: NativeBinding = native();
   readonly #root: Directory;
   readonly #events: EventSet;
@@ -210,8 +232,19 @@ export class HierarchyV1 implements Hierarchy {
   /** By token: inotify knows a directory once, however many listen to it. */
   readonly #trees = new Map<number, { inode: number; changes: Set<(change: TreeChange) => void> }>();
 
-  constructor(point: string) {
+  constructor(point: string, ledger: Ledger = NO_LEDGER, epoch: Epoch = NO_EPOCH) {
     this.point = point;
+    this.ledger = ledger;
+    this.#epoch = epoch;
+    // A timer that fires shows that the event loop turns.
+    this.clock = {
+      nowUs: realClock.nowUs,
+      after: (ms, run) =>
+        realClock.after(ms, () => {
+          epoch.beat();
+          run();
+        }),
+    };
     try {
       this.#root = new this.#native.Directory(point);
     } catch (error) {
@@ -236,11 +269,33 @@ export class HierarchyV1 implements Hierarchy {
       directory.close();
       throw new ReprieveError('ERR_REPRIEVE_NOT_A_MEMCG', `${this.point}${path} is not in a cgroup v1 file system`);
     }
-    return new MemcgV1(directory, path);
+    return new MemcgV1(directory, path, this.#epoch);
   }
 
   openProcess(pid: number): Process | null {
-    return openProcess(this.#native, pid);
+    return openProcess(this.#native, pid, this.#epoch);
+  }
+
+  startTime(): number {
+    return Math.round(uptime() * TICKS_A_SECOND);
+  }
+
+  /** A channel to the guard; `ready` is called while messages wait. */
+  openChannel(ready: () => void): Channel {
+    const channel = new this.#native.Channel(this.#events);
+    const { token } = channel;
+    this.#listeners.set(token, ready);
+    return {
+      token,
+      peer: channel.peer,
+      closePeer: () => channel.closePeer(),
+      send: (message, descriptors) => channel.send(message, descriptors),
+      receive: () => channel.receive(),
+      close: () => {
+        this.#listeners.delete(token);
+        channel.close();
+      },
+    };
   }
 
   listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener {
@@ -297,6 +352,7 @@ export class HierarchyV1 implements Hierarchy {
   }
 
   #dispatch(count: number, atUs: number): void {
+    this.#epoch.beat();
     for (let index = 0; index < count; index++) {
       const token = this.#ready[index] ?? 0;
       if (token === 0) this.drainTree();
@@ -322,17 +378,20 @@ export class HierarchyV1 implements Hierarchy {
   }
 
   startKilling(exited: () => void, dry = false): Killing {
-    const killer: Killer = new this.#native.Killer(this.#events, dry);
+    const words = this.#epoch instanceof SharedEpoch ? this.#epoch.words : undefined;
+    const killer: Killer = new this.#native.Killer(this.#events, dry, words);
     this.#listeners.set(killer.token, exited);
     return {
       round(memcgs) {
         const open = (memcgs as readonly MemcgV1[]).filter((memcg) => !memcg.closed);
-        return killer.round(
-          open.map(({ directory }) => directory),
-          'cgroup.procs',
+        return killing(() =>
+          killer.round(
+            open.map(({ directory }) => directory),
+            'cgroup.procs',
+          ),
         );
       },
-      signal: (process) => killer.signal((process as RealProcess).pidfd),
+      signal: (process) => killing(() => killer.signal(pidfdOf(process))),
       get pids() {
         return killer.pids;
       },
@@ -358,5 +417,23 @@ export class HierarchyV1 implements Hierarchy {
     this.#listeners.clear();
     this.#trees.clear();
     this.#root.close();
+  }
+}
+
+/** The descriptor that a memcg is held by. */
+export function directoryOf(memcg: Memcg): Directory {
+  return (memcg as MemcgV1).directory;
+}
+
+/** The descriptor that a process is held by. */
+export function pidfdOf(process: Process): Pidfd {
+  return (process as RealProcess).pidfd;
+}
+
+function killing(run: () => number): number {
+  try {
+    return run();
+  } catch (error) {
+    throw fromSystem(error, 'killing');
   }
 }

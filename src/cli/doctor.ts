@@ -1,5 +1,7 @@
 import { type Capabilities, probeCapabilities } from '../capabilities.js';
 import { DEFAULT_DEADLINES } from '../condition/options.js';
+import { type Bound, boundOf } from '../guard/bound.js';
+import { DEFAULT_GUARD } from '../guard/process.js';
 import { formatBytes } from '../units.js';
 
 /** One thing that a machine may offer. */
@@ -20,7 +22,7 @@ export interface DoctorReport {
   /** Everything that is needed is there. */
   ready: boolean;
   /** The longest that a task waits with the default deadlines, in milliseconds. */
-  longestWaitMs: number;
+  longestWaitMs: Bound;
   rows: DoctorRow[];
 }
 
@@ -148,12 +150,17 @@ export function diagnose(found: Capabilities): DoctorReport {
     version: 1,
     kernel: found.kernel,
     ready: rows.every(({ weight, ok }) => ok || weight === 'better'),
-    longestWaitMs: DEFAULT_DEADLINES.handleWithin,
+    longestWaitMs: boundOf(DEFAULT_DEADLINES, DEFAULT_GUARD),
     rows,
   };
 }
 
+function seconds(ms: number | null): string {
+  return ms === null ? 'for ever' : `${ms / 1000} s`;
+}
+
 function renderDoctor(report: DoctorReport): string {
+  const { longestWaitMs } = report;
   const width = Math.max(...report.rows.map(({ name }) => name.length));
   const lines = [`Linux ${report.kernel}`, ''];
   for (const { name, weight, ok, found, costs, fix } of report.rows) {
@@ -166,7 +173,9 @@ function renderDoctor(report: DoctorReport): string {
     report.ready
       ? 'Memory cgroups can be watched here.'
       : 'Memory cgroups cannot be watched here; see the rows marked NO.',
-    `The longest that a task waits, with the default deadlines: ${report.longestWaitMs / 1000} s (handleWithin).`,
+    'The longest that a task waits, with the default deadlines:',
+    `  ${seconds(longestWaitMs.handler)} while the handler works (handleWithin);`,
+    `  ${seconds(longestWaitMs.guard)} if it is killed, stopped or hangs (respondWithin, guard.silence and guard.within more).`,
   );
   return lines.join('\n');
 }

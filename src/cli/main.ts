@@ -4,6 +4,7 @@ import { Command } from 'commander';
 import { ReprieveError } from '../errors.js';
 import { runDemo } from './demo.js';
 import { runDoctor } from './doctor.js';
+import { restore } from './restore.js';
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string;
@@ -26,6 +27,13 @@ program
   .description('what this machine offers, what each missing thing costs, and how to get it')
   .option('--json', 'print the rows as data')
   .action(runDoctor);
+
+program
+  .command('restore')
+  .description('put back what handlers left behind that were killed together with their guards')
+  .option('--dry-run', 'only say what would be put back')
+  .option('--directory <path>', 'where it is written down, if not in /run/reprieve')
+  .action(restore);
 
 try {
   await program.parseAsync();

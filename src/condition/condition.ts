@@ -8,7 +8,7 @@
 import { goneSince, hasKillableTask, processesOf } from '../action/hand-over.js';
 import type { KernelPreference } from '../action/kernel-preference.js';
 import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
-import { isVanished, ReprieveError, show } from '../errors.js';
+import { isRevoked, isVanished, ReprieveError, show } from '../errors.js';
 import {
   checkDecision,
   type Decision,
@@ -53,6 +53,8 @@ export interface ConditionSetup {
   options: LadderOptions;
   reserve: ConditionReserve;
   preference: Pick<KernelPreference, 'prepareHandOver'>;
+  /** Tells the guard who may die. */
+  plan: (sampled: readonly Job[]) => void;
   /** Reads the handler's page faults so far. */
   readFaults: (out: Float64Array) => void;
   /** Hands the condition to whoever iterates. */
@@ -66,6 +68,12 @@ export interface ConditionSetup {
 
 type Rung = { name: string; decide: Policy | 'caller' | 'kernel' };
 type State = 'deciding' | 'acting' | 'waiting' | 'kernel' | 'parked' | 'ended';
+
+const WHY_RELEASED = {
+  released: 'the watch was closed',
+  vanished: 'the watched memcg was removed',
+  revoked: 'the guard has taken over',
+};
 
 const faultsAtKill = new Float64Array(2);
 let nextNumber = 1;
@@ -261,6 +269,7 @@ export class OomCondition {
       this.#failed(error);
     }
     if (!this.open) return;
+    hierarchy.guard.opened(this.#setup.owner);
     this.#report.openedAt = new Date(Date.now() - (hierarchy.clock.nowUs() - this.#openedUs) / 1000).toISOString();
     const left = options.handleWithin - this.#sinceUs() / 1000;
     this.#after('handle', Math.max(0, left), () => {
@@ -277,9 +286,9 @@ export class OomCondition {
   }
 
   /** The watch has ended: so does the condition, as it is; the end of the watch wakes the waiters. */
-  release(outcome: 'released' | 'vanished'): void {
+  release(outcome: 'released' | 'vanished' | 'revoked'): void {
     if (!this.open) return;
-    this.#step(outcome === 'released' ? 'the watch was closed' : 'the watched memcg was removed');
+    this.#step(WHY_RELEASED[outcome]);
     this.#end(outcome);
   }
 
@@ -324,7 +333,7 @@ export class OomCondition {
 
   /** A step of the ladder threw: the memcg is gone, or something is broken; then the next rung must not be lost. */
   #failed(error: unknown): void {
-    if (!this.open) return;
+    if (!this.open || isRevoked(error)) return; // once it is revoked the handler ends everything
     if (isVanished(error) && !this.#ownerIsThere()) {
       this.#step('the memcg was removed');
       this.#end('vanished');
@@ -412,6 +421,9 @@ export class OomCondition {
       return;
     }
     const snapshot = this.#keep(this.#takeSnapshot());
+    const { hierarchy, owner, plan } = this.#setup;
+    // Should the policy be the end of us: jobs may have come since the guard was told.
+    if (hierarchy.guard.lacks(owner, snapshot.jobs)) plan(snapshot.jobs);
     let answer: Decision | PromiseLike<Decision>;
     try {
       answer = rung.decide(snapshot, this.#context());
@@ -531,7 +543,7 @@ export class OomCondition {
   }
 
   #kill(decision: KillDecision, snapshot: Snapshot, settled: ((result: KillResult) => void) | null): boolean {
-    const { jobs, options } = this.#setup;
+    const { hierarchy, jobs, options, owner } = this.#setup;
     const id = decision.victim;
     const sampled = snapshot.jobs.find((candidate) => candidate.id === id) as Job;
     // Another job may have come to that path since the snapshot.
@@ -556,6 +568,7 @@ export class OomCondition {
       this.#report.timings.killedUs = record.killedUs;
     }
     this.#enter('acting');
+    hierarchy.guard.killed(owner, job);
     this.#after('clear', options.clearWithin, () => {
       const stuck = this.#victims.dying.join(', ');
       if (!this.#setup.owner.oomState().underOom) return this.#cleared();
@@ -750,6 +763,7 @@ export class OomCondition {
     if (this.#state !== 'parked') {
       const message = `${this.owner} stays parked: no task can be killed by the kernel and no job may be killed (${why})`;
       this.#enter('parked', message);
+      this.#setup.hierarchy.guard.resolved(owner); // nor can the guard do anything: this is in somebody else's hands
       alarm(message);
     }
     this.#look();
@@ -763,6 +777,7 @@ export class OomCondition {
     this.#timers.clear();
     this.#nextQuestion();
     this.#victims.close();
+    this.#setup.hierarchy.guard.resolved(this.#setup.owner);
     const report = this.#report;
     report.reserve = this.#setup.reserve.counters();
     this.#speak();

@@ -4,6 +4,7 @@
  * it is full, the processes get signal 0, no timer is set.
  */
 import type { Hierarchy, Memcg } from '../cgroup/cgroup.js';
+import { NO_GUARD } from '../guard/guard.js';
 import { lowestPriority } from '../policy/lowest-priority.js';
 import { parseLadder } from './options.js';
 
@@ -40,7 +41,6 @@ export function fullMemcg(memcg: Memcg): Memcg {
     memory: () => memcg.memory(),
     setKillDisabled: () => {},
     attribute: (name) => memcg.attribute(name),
-    setAttribute: () => {},
     claim: () => true,
     unclaim: () => {},
     children: () => memcg.children(),
@@ -56,6 +56,9 @@ export function dryHierarchy(hierarchy: Hierarchy): Hierarchy {
   return {
     kind: hierarchy.kind,
     clock: { nowUs: () => hierarchy.clock.nowUs(), after: () => () => {} },
+    ledger: hierarchy.ledger,
+    guard: NO_GUARD,
+    startTime: () => hierarchy.startTime(),
     open: (path) => hierarchy.open(path),
     openProcess: (pid) => hierarchy.openProcess(pid),
     listenOom: (memcg, signal) => hierarchy.listenOom(memcg, signal),

@@ -51,9 +51,13 @@ export function rankJobs(jobs: readonly Job[]): Job[] {
   return jobs.filter(isCandidate).sort(compareJobs);
 }
 
-/** A job that may die, or may grow until it has to; one that holds tmpfs or page cache is left out. */
+/**
+ * A job that may die, or may grow until it has to; one that holds tmpfs or page cache is left out. The files that a single
+ * process has mapped are its program, mostly, and no cache of its own.
+ */
 function mayComeToDie(job: Job): boolean {
-  return isCandidate(job) || (!job.protected && !job.killed && job.shmem + job.file < WORTH_KILLING);
+  const stays = job.shmem + (job.kind === 'process' ? 0 : job.file);
+  return isCandidate(job) || (!job.protected && !job.killed && stays < WORTH_KILLING);
 }
 
 /**
@@ -70,6 +74,16 @@ export function firstTier(jobs: readonly Job[]): Job[] {
   return ranked.filter(
     (job) => rankClass(job) === rankClass(first) && effectivePriority(job) === effectivePriority(first),
   );
+}
+
+/**
+ * Those that the guard may kill, first to die first. It ranks them again by what they use then: what matters here is who
+ * is among the first.
+ */
+export function rankForGuard(jobs: readonly Job[]): Job[] {
+  const free = jobs.filter((job) => !job.protected).map((job) => ({ ...job, anon: Math.max(job.anon, 1) }));
+  const last = new Set(free.filter((job) => !mayComeToDie(job)));
+  return [...free.filter((job) => !last.has(job)).sort(compareJobs), ...[...last].sort(compareJobs)];
 }
 
 /** The order in which the kernel should take jobs: the candidates, then the others that are not protected. */

@@ -7,7 +7,7 @@ import type { Snapshot } from '../snapshot/snapshot.js';
  * How an episode ended: `cleared` by the ladder or by itself, by the `kernel`'s own killer after a hand-over, the memcg
  * `vanished`, it was `released` because the watch was closed, or it was `left` to whoever owns the memcg above.
  */
-export type Outcome = 'cleared' | 'kernel' | 'vanished' | 'released' | 'left';
+export type Outcome = 'cleared' | 'kernel' | 'vanished' | 'released' | 'left' | 'revoked';
 
 /** One thing that happened, in microseconds from the event. */
 export interface Step {

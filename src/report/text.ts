@@ -6,6 +6,7 @@ const OUTCOMES: Record<Outcome, string> = {
   kernel: "handed to the kernel's own killer",
   vanished: 'the memcg was removed',
   released: 'released: the watch was closed',
+  revoked: 'the guard took over',
   left: 'left to the owner of the memcg above',
 };
 

@@ -1,9 +1,13 @@
 import { isMainThread } from 'node:worker_threads';
 import { type Capabilities, probeCapabilities } from '../capabilities.js';
 import type { Hierarchy } from '../cgroup/cgroup.js';
-import { findMemoryV1, readCgroupMounts } from '../cgroup/mounts.js';
+import { type CgroupMount, findMemoryV1, readCgroupMounts } from '../cgroup/mounts.js';
 import { HierarchyV1 } from '../cgroup/v1.js';
 import { invalidOption, ReprieveError } from '../errors.js';
+import { ControlFiles, type Mounts } from '../guard/control-files.js';
+import { NO_EPOCH, SharedEpoch } from '../guard/epoch.js';
+import { openInstance, restoreStale, STATE_DIRECTORY } from '../guard/instance.js';
+import { checkGuardOptions, type GuardOptions, GuardProcess } from '../guard/process.js';
 import { native } from '../native.js';
 import { ArenaAllocator, openArena, wholePages } from '../reserve/arena.js';
 import { bytesOf, type Size } from '../units.js';
@@ -20,6 +24,13 @@ export interface HandlerOptions {
   lockText?: boolean;
   /** Move this process to a memcg of its own, outside of everything watched; true by default. */
   ownMemcg?: boolean;
+  /**
+   * The process that acts when this one cannot: it is killed, stopped, hangs. On by default. With `false` tasks stay parked
+   * for good if the handler is killed, until another one is opened, or `reprieve restore` is run.
+   */
+  guard?: boolean | GuardOptions;
+  /** Where changes are written down before they are made; '/run/reprieve' by default, for root. */
+  stateDirectory?: string;
   /** Closes the handler when aborted. */
   signal?: AbortSignal;
 }
@@ -33,12 +44,21 @@ export interface Ground {
   /** Path of the handler's own memcg, undefined if it is none of this hierarchy. */
   ownPath: () => string | undefined;
   readFaults: (out: Float64Array) => void;
-  /** Synchronous. */
+  /** Null in the simulation, and with `guard: false`. */
+  guard: { process: GuardProcess; epoch: SharedEpoch } | null;
+  /** Control files that are changed for a while; null in the simulation. */
+  files: ControlFiles | null;
+  /** Lines about what handlers that are gone had left, and what became of it. */
+  restored: readonly string[];
+  /** Puts this process back as it was, and lets the guard go. Synchronous. */
   leave: () => void;
 }
 
+/** A guard of a handler that is gone is done within its own bound; this is for one that stands at the default. */
+const OTHERS_MS = 10_000;
+
 /** The ground of this machine. @throws ReprieveError as `OomHandler.open()` says; nothing stays changed then */
-export function openGround(options: HandlerOptions): Ground {
+export async function openGround(options: HandlerOptions): Promise<Ground> {
   if (!isMainThread) {
     // It moves, raises and locks the process, and a worker can be terminated without putting anything back.
     throw new ReprieveError(
@@ -51,26 +71,55 @@ export function openGround(options: HandlerOptions): Ground {
   if (!['realtime', 'nice', 'keep'].includes(scheduling)) {
     throw invalidOption('the `scheduling` option', "'realtime', 'nice' or 'keep'", scheduling);
   }
+  const guardOptions = checkGuardOptions(options.guard ?? true);
+  const stateDirectory = options.stateDirectory ?? STATE_DIRECTORY;
+  if (typeof stateDirectory !== 'string' || !stateDirectory.startsWith('/') || stateDirectory.includes('\0')) {
+    throw invalidOption('the `stateDirectory` option', 'an absolute path', stateDirectory);
+  }
   options.signal?.throwIfAborted();
-  const mount = findMemoryV1(readCgroupMounts());
+  const mounts = readCgroupMounts();
+  const mount = findMemoryV1(mounts);
   if (mount === undefined) {
     throw new ReprieveError(
       'ERR_REPRIEVE_UNSUPPORTED',
       'There is no cgroup v1 memory hierarchy here (`reprieve doctor` says what is); boot with systemd.unified_cgroup_hierarchy=0',
     );
   }
+  let guard: Ground['guard'] = null;
+  let files: ControlFiles | null = null;
   const undo: (() => void)[] = [];
+  const leave = () => {
+    for (const step of undo.splice(0).reverse()) step();
+  };
   try {
+    const restored = await restoreStale(stateDirectory, OTHERS_MS);
+    const points = mountPoints(mounts, mount);
+    const instance = openInstance(stateDirectory, points);
+    undo.push(() => {
+      // The guard is let go last of all: whatever is not done by then, because we are killed, it does.
+      files?.putBackAll();
+      const done = instance.ledger.isEmpty() && !guard?.process.isNeeded;
+      if (done) instance.remove();
+      guard?.process.dismiss(done);
+    });
     const arena = bytes > 0 ? openArena(bytes) : null;
     undo.push(() => arena?.close());
     const own: OwnMemcg =
       options.ownMemcg === false
         ? { path: ownMemcgPath(mount), whyNot: 'not asked for (ownMemcg: false)', leave() {} }
-        : enterOwnMemcg(mount);
+        : enterOwnMemcg(mount, instance.ledger);
     undo.push(() => own.leave());
     const hardening = harden(scheduling, options.lockText ?? true);
     undo.push(() => hardening.undo());
-    const hierarchy = new HierarchyV1(mount.point);
+    const epoch = guardOptions === null ? null : new SharedEpoch();
+    const hierarchy = new HierarchyV1(mount.point, instance.ledger, epoch ?? NO_EPOCH);
+    files = new ControlFiles(instance.ledger, epoch ?? NO_EPOCH, points);
+    if (guardOptions !== null && epoch !== null) {
+      const process = new GuardProcess(hierarchy, instance, epoch, guardOptions);
+      guard = { process, epoch };
+      await process.start();
+      hierarchy.guard = process;
+    }
     return {
       hierarchy,
       capabilities: {
@@ -82,12 +131,23 @@ export function openGround(options: HandlerOptions): Ground {
       reserve: { bytes, arena: new ArenaAllocator(arena?.buffer ?? new ArrayBuffer(0)) },
       ownPath: () => ownMemcgPath(mount),
       readFaults: native().readFaults,
-      leave: () => {
-        for (const step of undo.splice(0).reverse()) step();
-      },
+      guard,
+      files,
+      restored,
+      leave,
     };
   } catch (error) {
-    for (const step of undo.reverse()) step();
+    leave();
     throw error;
   }
+}
+
+function mountPoints(mounts: readonly CgroupMount[], memory: CgroupMount): Mounts {
+  const freezer = mounts.find(({ version, controllers }) => version === 1 && controllers.includes('freezer'));
+  const unified = mounts.find(({ version }) => version === 2);
+  return {
+    memory: memory.point,
+    ...(freezer && { freezer: freezer.point }),
+    ...(unified && { unified: unified.point }),
+  };
 }

@@ -32,7 +32,7 @@ export function identityOf(job: { id: string; born: number }): string {
  */
 export class Jobs {
   readonly #hierarchy: Hierarchy;
-  readonly #memcg: Memcg;
+  readonly memcg: Memcg;
   readonly #base: string;
   readonly #rules: JobRules;
   readonly #memcgs = new Map<string, LiveJob & { kind: 'memcg' }>();
@@ -41,7 +41,7 @@ export class Jobs {
   /** @param base path of the watched scope: names, which globs match, are relative to it */
   constructor(hierarchy: Hierarchy, memcg: Memcg, base: string, rules: JobRules) {
     this.#hierarchy = hierarchy;
-    this.#memcg = memcg;
+    this.memcg = memcg;
     this.#base = base;
     this.#rules = rules;
     this.refresh();
@@ -49,7 +49,7 @@ export class Jobs {
 
   /** Finds the child memcgs anew. */
   refresh(): void {
-    const names = new Set(this.#memcg.children());
+    const names = new Set(this.memcg.children());
     for (const name of this.#memcgs.keys()) names.add(name);
     for (const name of names) this.#look(name);
   }
@@ -69,7 +69,7 @@ export class Jobs {
       known.memcg.close();
       this.#memcgs.delete(name);
     }
-    const memcg = name === '' ? null : openChild(this.#memcg, name);
+    const memcg = name === '' ? null : openChild(this.memcg, name);
     if (memcg === null) return;
     const jobName = this.#nameOf(memcg.path);
     const settings = this.#rules.resolve(jobName, memcg);
@@ -77,7 +77,7 @@ export class Jobs {
   }
 
   #refreshProcesses(): void {
-    const pids = new Set(this.#memcg.pids());
+    const pids = new Set(this.memcg.pids());
     for (const [pid, job] of this.#processes) {
       if (!pids.has(pid)) this.#drop(job);
     }

@@ -1,15 +1,11 @@
 import type { Hierarchy, Memcg, OomListener } from '../cgroup/cgroup.js';
-import { isVanished, ReprieveError } from '../errors.js';
+import { isRevoked, isVanished, ReprieveError } from '../errors.js';
+import type { GuardedDeadlines } from '../guard/guard.js';
+import type { Entry } from '../guard/ledger.js';
 
 /**
- * What `oom_kill_disable` was before it was armed, '0' or '1', on the memcg itself: a handler that was killed leaves it
- * there, and the next one puts that back and not what it finds.
- */
-const ORIGINAL = 'trusted.reprieve.armed';
-
-/**
- * One memcg whose tasks wait for us: the kernel's killer is switched off there and its signals are listened to.
- * What was there before is put back by `restore`.
+ * One memcg whose tasks wait for us: the kernel's killer is switched off there, and its signals are listened to by us and
+ * by the guard. What was there before is written down, and put back by `restore`.
  */
 export class ArmedMemcg {
   readonly memcg: Memcg;
@@ -17,54 +13,43 @@ export class ArmedMemcg {
   readonly chain: readonly Memcg[];
   /** What `oom_kill_disable` was. */
   readonly original: boolean;
-  /** True if a handler that was killed had it armed. */
-  readonly recovered: boolean;
+  readonly #hierarchy: Hierarchy;
   readonly #listener: OomListener;
+  readonly #entry: Entry;
 
   /**
    * @param original what `oom_kill_disable` goes back to; by default what it was
    * @throws ReprieveError ERR_REPRIEVE_ALREADY_WATCHED if another handler has it, of this process or another;
-   * ERR_REPRIEVE_PERMISSION, ERR_REPRIEVE_VANISHED; nothing stays armed then
+   * ERR_REPRIEVE_PERMISSION, ERR_REPRIEVE_STATE, ERR_REPRIEVE_VANISHED; nothing stays armed then
    */
   constructor(
     hierarchy: Hierarchy,
     memcg: Memcg,
     above: readonly Memcg[],
+    deadlines: GuardedDeadlines,
     signal: (atUs: number) => void,
     original?: boolean,
   ) {
     this.memcg = memcg;
     this.chain = [...above, memcg];
+    this.#hierarchy = hierarchy;
     if (!memcg.claim()) {
       throw new ReprieveError('ERR_REPRIEVE_ALREADY_WATCHED', `memcg:${memcg.path} is watched by another handler`);
     }
+    const undo = [() => memcg.unclaim()];
     try {
-      const left = memcg.attribute(ORIGINAL);
-      this.recovered = left !== null;
-      this.original = left !== null ? left === '1' : (original ?? memcg.oomState().killDisabled);
+      this.original = original ?? memcg.oomState().killDisabled;
       // Listen first: a task must not wait in a memcg whose signal nobody would see.
       this.#listener = hierarchy.listenOom(memcg, signal);
-    } catch (error) {
-      memcg.unclaim();
-      throw error;
-    }
-    try {
-      this.#remember(this.original ? '1' : '0');
+      undo.push(() => this.#listener.close());
+      this.#entry = hierarchy.ledger.armed(memcg, this.original);
+      undo.push(() => this.#entry.clear());
+      hierarchy.guard.arm(memcg, this.original, deadlines);
+      undo.push(() => hierarchy.guard.disarm(memcg));
       memcg.setKillDisabled(true);
     } catch (error) {
-      this.#listener.close();
-      this.#remember('');
-      memcg.unclaim();
+      for (const step of undo.reverse()) step();
       throw error;
-    }
-  }
-
-  /** Only a help for the next one: without CAP_SYS_ADMIN there is none. */
-  #remember(value: string): void {
-    try {
-      this.memcg.setAttribute(ORIGINAL, value);
-    } catch {
-      // nothing depends on it
     }
   }
 
@@ -81,17 +66,19 @@ export class ArmedMemcg {
 
   /**
    * Puts the kernel's killer back as it was; that wakes the waiters. Synchronous, so that it also runs when the process
-   * exits. A memcg that is gone needs nothing. May be called again, for what a late hand-over has changed.
+   * exits. A memcg that is gone needs nothing, nor one that the guard has taken over. May be called again, for what a
+   * late hand-over has changed.
    */
   restore(): void {
     this.#listener.close();
     try {
       this.memcg.setKillDisabled(this.original);
-      this.#remember('');
     } catch (error) {
+      if (isRevoked(error)) return this.memcg.unclaim();
       if (!isVanished(error)) throw error;
-    } finally {
-      this.memcg.unclaim();
     }
+    this.#entry.clear();
+    this.#hierarchy.guard.disarm(this.memcg);
+    this.memcg.unclaim();
   }
 }

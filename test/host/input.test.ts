@@ -1,6 +1,6 @@
 import { execFile, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { rmdirSync } from 'node:fs';
+import { chmodSync, rmdirSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
@@ -69,13 +69,18 @@ describeHost('bad input and things that go away', () => {
     const host = newHost();
     host.make('', 48 * MiB);
     const asNobody = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'];
-    const body = `const h = await OomHandler.open({ reserve: 0 }); await h.watch('${host.scope}');`;
+    chmodSync(host.directory, 0o777);
+    const options = `{ reserve: 0, stateDirectory: '${host.directory}/state' }`;
+    const body = `const h = await OomHandler.open(${options}); await h.watch('${host.scope}');`;
     expect(await inNode(program(body), asNobody)).toMatchObject({ code: 'ERR_REPRIEVE_PERMISSION', errno: 13 });
   });
 
   test('a reserve that cannot be locked is an error of open()', async () => {
     const limited = ['prlimit', '--memlock=65536', 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'];
-    const error = await inNode(program("await OomHandler.open({ reserve: '4MiB' });"), limited);
+    const host = newHost();
+    chmodSync(host.directory, 0o777);
+    const options = `{ reserve: '4MiB', stateDirectory: '${host.directory}/state' }`;
+    const error = await inNode(program(`await OomHandler.open(${options});`), limited);
     expect(error).toMatchObject({
       code: 'ERR_REPRIEVE_RESERVE_UNAVAILABLE',
       message: expect.stringMatching(/4 MiB.*ulimit -l/),
@@ -235,11 +240,11 @@ describeHost('ways out', () => {
     });
   }
 
-  test('one that was killed leaves it armed; the next one puts back what was there before that', async () => {
+  test('one without a guard that was killed leaves it armed; the next one puts back what was there before that', async () => {
     const host = newHost();
     host.make('', 48 * MiB);
     const text = `import { OomHandler } from ${JSON.stringify(dist)};
-      const handler = await OomHandler.open({ reserve: 0 });
+      const handler = await OomHandler.open({ reserve: 0, guard: false });
       await handler.watch('${host.scope}');
       process.kill(process.pid, 'SIGKILL');`;
     spawnSync(process.execPath, ['--input-type=module', '-e', text]);

@@ -44,6 +44,7 @@ export class Host {
   readonly #jobs: Job[] = [];
   readonly #handlers: OomHandler[] = [];
   readonly #mounts: string[] = [];
+  readonly #steps: (() => unknown)[] = [];
   readonly reports: Report[] = [];
 
   /** The scope's path below the hierarchy. */
@@ -161,6 +162,11 @@ export class Host {
     return this.acted[count - 1] as Report;
   }
 
+  /** Runs `step` when the test is over, before everything else. */
+  onClear(step: () => unknown): void {
+    this.#steps.push(step);
+  }
+
   async clear(): Promise<void> {
     const failures: unknown[] = [];
     const attempt = async (step: () => unknown) => {
@@ -170,6 +176,7 @@ export class Host {
         failures.push(error);
       }
     };
+    for (const step of this.#steps.splice(0)) await attempt(step);
     for (const handler of this.#handlers) await attempt(() => handler.close());
     for (const job of this.#jobs) if (job.alive()) job.child.kill('SIGKILL');
     for (const job of this.#jobs) await job.gone;

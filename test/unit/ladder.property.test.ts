@@ -244,9 +244,7 @@ async function play(scenario: Scenario) {
     } else if (process && kind === 'grow') hierarchy.grow(process, size * MiB);
     else if (process && kind === 'shrink') hierarchy.shrink(process, size * MiB);
     else if (process && kind === 'exit') hierarchy.exit(process);
-    else if (process && kind === 'fork' && process.memcg !== scope) {
-      // Known (flat-fork): the child of a flat process keeps the raised oom_score_adj.
-
+    else if (process && kind === 'fork') {
       const child = hierarchy.fork(process);
       people.push(child);
       originals.set(child, originals.get(process) ?? 0);
@@ -283,7 +281,6 @@ async function play(scenario: Scenario) {
   top.killDisabled = false;
   for (const process of living()) {
     const original = originals.get(process);
-    if (scenario.recursive) continue; // Known (two-jobs): raised as part of two jobs, a process gets a raised value back.
     rule(process.scoreAdj === original, `${process.pid}: oom_score_adj is ${process.scoreAdj}, was ${original}`);
   }
   return { episodes, deaths, goneUs, broken, kernelKills, parked, isProtected, left: leftBehind(simulation) };

@@ -54,6 +54,7 @@ test('a prebuilt binary that fits is taken and nothing is built; one that does n
   const prebuilt = join(copy, `prebuilds/linux-${process.arch}-glibc`);
   mkdirSync(prebuilt, { recursive: true });
   writeFileSync(join(prebuilt, 'reprieve.node'), 'of another machine');
+  cpSync(join(root, 'build/Release/reprieve-guard'), join(prebuilt, 'reprieve-guard'));
   expect(doctor().stderr).toMatch(/prebuilds\/.*reprieve\.node: .*(file too short|invalid ELF header)/);
   cpSync(join(root, 'build/Release/reprieve.node'), join(copy, 'build/Release/reprieve.node'));
   expect(JSON.parse(doctor().stdout).version).toBe(1);

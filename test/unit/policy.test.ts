@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { explain, type Job, lowestPriority, type Snapshot } from '../../src/index.js';
-import { compareJobs, isCandidate, rankJobs } from '../../src/policy/lowest-priority.js';
+import { compareJobs, firstTier, isCandidate, rankForGuard, rankJobs } from '../../src/policy/lowest-priority.js';
 import { MiB } from '../support/simulation.js';
 
 const job = (id: string, given: Partial<Job> = {}): Job => ({
@@ -31,6 +31,24 @@ const snapshotOf = (jobs: Job[]): Snapshot => ({
   sinceUs: 0,
   victims: [],
   jobs,
+});
+
+describe('who is prepared to die first, before anybody has to', () => {
+  const idle = { anon: 0.2 * MiB, priority: 10 };
+  const ids = (jobs: Job[]) => jobs.map(({ id }) => id);
+
+  test('a job that holds next to nothing: it may be the one that grows', () => {
+    const jobs = [job('web'), job('idle', idle), job('spared', { protected: true, priority: 0 })];
+    expect(ids(firstTier(jobs))).toEqual(['idle']);
+    expect(ids(rankForGuard(jobs))).toEqual(['idle', 'web']);
+  });
+
+  test('a memcg that holds files is none, but a process has mapped its program', () => {
+    const holding = { ...idle, file: 2 * MiB };
+    expect(ids(firstTier([job('web'), job('cache', holding)]))).toEqual(['web']);
+    expect(ids(rankForGuard([job('web'), job('cache', holding)]))).toEqual(['web', 'cache']);
+    expect(ids(firstTier([job('web'), job('program', { ...holding, kind: 'process' })]))).toEqual(['program']);
+  });
 });
 
 describe('who dies first', () => {

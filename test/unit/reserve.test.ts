@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { Memcg } from '../../src/cgroup/cgroup.js';
+import { NO_LEDGER } from '../../src/guard/ledger.js';
 import { Account, ConditionReserve, type Lease } from '../../src/reserve/account.js';
 import { ArenaAllocator } from '../../src/reserve/arena.js';
 import { setKernelReserve } from '../../src/reserve/kernel.js';
@@ -184,7 +185,7 @@ describe("the kernel's own reserve", () => {
 
   test('is set, in whole pages, and put back', () => {
     const { memcg, read } = withReserve(4096);
-    const restore = setKernelReserve(memcg, 10_000);
+    const restore = setKernelReserve(memcg, 10_000, NO_LEDGER);
     expect(read()).toBe(12288);
     restore?.();
     expect(read()).toBe(4096);
@@ -192,10 +193,10 @@ describe("the kernel's own reserve", () => {
 
   test("is left alone once it holds somebody else's value, and where the kernel has none", () => {
     const { memcg, read, write } = withReserve(4096);
-    const restore = setKernelReserve(memcg, 2 ** 20);
+    const restore = setKernelReserve(memcg, 2 ** 20, NO_LEDGER);
     write(12288);
     restore?.();
     expect(read()).toBe(12288);
-    expect(setKernelReserve({ kernelReserve: () => null } as unknown as Memcg, 4096)).toBeNull();
+    expect(setKernelReserve({ kernelReserve: () => null } as unknown as Memcg, 4096, NO_LEDGER)).toBeNull();
   });
 });

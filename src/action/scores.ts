@@ -1,0 +1,224 @@
+import type { Hierarchy, Memcg, Process } from '../cgroup/cgroup.js';
+import { closeAll, isAtOrBelow, openDescendants } from '../cgroup/cgroup.js';
+import { isRevoked, isVanished } from '../errors.js';
+import type { Entry } from '../guard/ledger.js';
+import { pidsIn } from '../snapshot/jobs.js';
+
+/** The kernel never takes a process with this `oom_score_adj`: somebody's word, which is not ours to overrule. */
+export const NEVER = -1000;
+
+/** Where what is born of a process is looked for. */
+export interface Nursery {
+  memcg: Memcg;
+  /** In the memcgs below as well: they belong to the same job. */
+  deep: boolean;
+}
+
+/** What somebody wants of a process. */
+export interface Wanted {
+  home: Nursery;
+  /** At least this `oom_score_adj`, or what to make of the process. */
+  score: number | ((process: Process) => number);
+}
+
+/** A process whose `oom_score_adj` was looked at, and perhaps raised. */
+interface Raised {
+  started: number;
+  /** What it had before anybody raised it. */
+  was: number;
+  /** What it holds now, as far as we know. */
+  written: number;
+  /** Of all that ever wanted it; the first one is written down. */
+  homes: Nursery[];
+  /** Null if it had enough itself. */
+  entry: Entry | null;
+  wanted: Map<object, number>;
+}
+
+/** Values that were written there: whoever is born of a raised process inherits one of them. */
+interface Home {
+  nursery: Nursery;
+  entry: Entry;
+  /** Processes that are raised there. */
+  members: Set<number>;
+  /** By what was written. */
+  elders: Map<number, { was: number; raisedAt: number }>;
+}
+
+/**
+ * Every `oom_score_adj` that a handler has raised, by process: one register for all its watches, as a process may be
+ * wanted by several. Values are only raised, written down first, and put back, also on processes that were born since.
+ */
+export class ScoreRegister {
+  readonly #hierarchy: Hierarchy;
+  readonly #raised = new Map<number, Raised>();
+  readonly #homes = new Map<string, Home>();
+  /** Processes whose value could not be written. */
+  failures = 0;
+
+  constructor(hierarchy: Hierarchy) {
+    this.#hierarchy = hierarchy;
+  }
+
+  /** Makes this all that `holder` wants raised. Of several holders the highest counts. */
+  apply(holder: object, wanted: ReadonlyMap<number, Wanted>): void {
+    // First those that are wanted: what is new among them may be born of one that is gone.
+    for (const [pid, { home, score }] of wanted) this.#raise(holder, pid, home, score);
+    const left = new Map<string, Nursery>();
+    const lowered = new Set<number>();
+    for (const [pid, raised] of [...this.#raised]) {
+      // One that nobody wants any more could not be put back before.
+      if (wanted.has(pid) || (!raised.wanted.delete(holder) && raised.wanted.size > 0)) continue;
+      for (const home of raised.homes) left.set(keyOf(home), home);
+      lowered.add(pid);
+      this.#lower(pid, raised);
+    }
+    for (const home of left.values()) this.#sweep(home, lowered);
+  }
+
+  #raise(holder: object, pid: number, home: Nursery, score: Wanted['score']): void {
+    const known = this.#raised.get(pid);
+    if (known !== undefined && known.wanted.get(holder) === score) return;
+    this.#with(pid, (process) => {
+      let raised = known;
+      const value = process.scoreAdj();
+      if (raised !== undefined && (raised.started !== process.started || raised.written !== value)) {
+        this.#forget(pid, raised); // another process, or somebody else's word since
+        raised = undefined;
+      }
+      if (raised === undefined) {
+        if (value === NEVER) return;
+        const was = this.#inherited(home.memcg, process.started, value) ?? value;
+        raised = { started: process.started, was, written: value, homes: [], entry: null, wanted: new Map() };
+      }
+      if (!raised.homes.some((other) => keyOf(other) === keyOf(home))) raised.homes.push(home);
+      raised.wanted.set(holder, typeof score === 'number' ? score : score(process));
+      this.#write(process, raised);
+      this.#raised.set(pid, raised);
+    });
+  }
+
+  /** What a process in that memcg had before its parent was raised; null if it was not born since. */
+  #inherited(memcg: Memcg, started: number, value: number): number | null {
+    const found: number[] = [];
+    for (const { nursery, elders } of this.#homes.values()) {
+      const covers = nursery.deep ? isAtOrBelow(memcg.path, nursery.memcg.path) : memcg.inode === nursery.memcg.inode;
+      const elder = covers ? elders.get(value) : undefined;
+      if (elder !== undefined && started >= elder.raisedAt - 1) found.push(elder.was);
+    }
+    return found.length > 0 ? Math.min(...found) : null;
+  }
+
+  /** Brings a process to what is wanted of it now. */
+  #write(process: Process, raised: Raised): void {
+    const { pid } = process;
+    const { started, was, homes, entry: before } = raised;
+    const [first] = homes;
+    const target = Math.max(was, ...raised.wanted.values());
+    if (target !== was && first !== undefined) {
+      const raisedAt = this.#hierarchy.startTime();
+      for (const nursery of homes) {
+        const { members, elders } = this.#homeOf(nursery);
+        members.add(pid);
+        const elder = elders.get(target) ?? { was, raisedAt };
+        elders.set(target, { was: Math.min(was, elder.was), raisedAt: Math.min(raisedAt, elder.raisedAt) });
+      }
+      if (target === raised.written && before !== null) return;
+      raised.entry = this.#hierarchy.ledger.score({
+        pid,
+        started,
+        raisedAt,
+        was,
+        wrote: target,
+        home: first.memcg.inode,
+      });
+    }
+    try {
+      if (target !== raised.written) process.setScoreAdj(target);
+    } catch (error) {
+      if (raised.entry !== before) raised.entry?.clear();
+      raised.entry = before;
+      throw error;
+    }
+    raised.written = target;
+    before?.clear();
+  }
+
+  #homeOf(nursery: Nursery): Home {
+    const key = keyOf(nursery);
+    let home = this.#homes.get(key);
+    if (home === undefined) {
+      const entry = this.#hierarchy.ledger.home(nursery.memcg, nursery.deep);
+      home = { nursery, entry, members: new Set(), elders: new Map() };
+      this.#homes.set(key, home);
+    }
+    return home;
+  }
+
+  /** One holder less wants it raised. */
+  #lower(pid: number, raised: Raised): void {
+    const done = this.#with(pid, (process) => {
+      if (process.started !== raised.started || process.scoreAdj() !== raised.written) return;
+      if (raised.wanted.size > 0) this.#write(process, raised);
+      else if (raised.was !== raised.written) process.setScoreAdj(raised.was);
+    });
+    if (done && raised.wanted.size === 0) this.#forget(pid, raised);
+  }
+
+  #forget(pid: number, raised: Raised): void {
+    this.#raised.delete(pid);
+    raised.entry?.clear();
+    for (const home of raised.homes) this.#homes.get(keyOf(home))?.members.delete(pid);
+  }
+
+  /** Puts back what processes inherited that nobody knows of. */
+  #sweep(nursery: Nursery, lowered: ReadonlySet<number>): void {
+    // Twice: a child that is forked between the listing and the write of its parent inherits the raised value.
+    for (let round = 0; round < 2; round++) {
+      for (const pid of pidsOfNursery(nursery)) {
+        if (this.#raised.has(pid) || lowered.has(pid)) continue;
+        this.#with(pid, (process) => {
+          const was = this.#inherited(nursery.memcg, process.started, process.scoreAdj());
+          if (was !== null) process.setScoreAdj(was);
+        });
+      }
+    }
+    const home = this.#homes.get(keyOf(nursery));
+    if (home === undefined || home.members.size > 0) return;
+    this.#homes.delete(keyOf(nursery));
+    home.entry.clear();
+  }
+
+  /** One process; one that is gone is passed over. False if it failed, which must not keep the others. */
+  #with(pid: number, run: (process: Process) => void): boolean {
+    let process: Process | null = null;
+    try {
+      process = this.#hierarchy.openProcess(pid);
+      if (process !== null) run(process);
+      return true;
+    } catch (error) {
+      if (isVanished(error)) return true;
+      if (!isRevoked(error)) this.failures++;
+      return false;
+    } finally {
+      process?.close();
+    }
+  }
+}
+
+function keyOf({ memcg, deep }: Nursery): string {
+  return `${memcg.inode}${deep ? ' deep' : ''}`;
+}
+
+/** None if the memcg is gone. */
+function pidsOfNursery({ memcg, deep }: Nursery): number[] {
+  try {
+    const below = deep ? openDescendants(memcg) : [];
+    const pids = [memcg, ...below].flatMap(pidsIn);
+    closeAll(below);
+    return pids;
+  } catch (error) {
+    if (isVanished(error)) return [];
+    throw error;
+  }
+}
