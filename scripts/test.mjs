@@ -57,13 +57,22 @@ function leftovers() {
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
     try {
       const [program] = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
-      if (/reprieve-(workload|listener|observer|native-test)$/.test(program)) found.push(`process ${pid} ${program}`);
+      if (/reprieve-(workload|guard|listener|(chaos-)?observer|native-test)$/.test(program))
+        found.push(`process ${pid} ${program}`);
     } catch {
       // gone meanwhile
     }
   }
   for (const line of readFileSync('/proc/mounts', 'utf8').split('\n')) {
     if (line.includes('reprieve-test')) found.push(`mount ${line}`);
+  }
+  for (const point of ['/sys/fs/cgroup/freezer', '/sys/fs/cgroup/pids']) {
+    if (!existsSync(point)) continue;
+    for (const name of readdirSync(point)) if (/^reprieve-/.test(name)) found.push(`cgroup ${point}/${name}`);
+  }
+  // Records of what guards did are left on purpose.
+  for (const name of existsSync('/run/reprieve') ? readdirSync('/run/reprieve') : []) {
+    if (name !== 'records') found.push(`file /run/reprieve/${name}`);
   }
   for (const name of readdirSync(tmpdir()))
     if (/^reprieve-(test|demo)-/.test(name)) found.push(`file ${join(tmpdir(), name)}`);
@@ -76,6 +85,7 @@ const noHost = !/^\S+ \S+ cgroup \S*\bmemory\b/m.test(readFileSync('/proc/mounts
   : process.geteuid() !== 0
     ? 'not root'
     : null;
+const noCompiler = runs('g++') ? null : 'g++ was not found (Debian: g++)';
 const noNative = !runs('cmake')
   ? 'cmake was not found (Debian: cmake)'
   : !existsSync('/usr/include/doctest/doctest.h')
@@ -86,6 +96,7 @@ const tiers = {
   unit: { skip: null, run: () => vitest('unit') },
   native: { skip: noNative, run: native },
   host: { skip: noHost, run: () => vitest('host') },
+  chaos: { skip: noHost ?? noCompiler, run: () => vitest('chaos') },
 };
 
 const chosen = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(tiers);

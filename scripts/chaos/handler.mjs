@@ -1,0 +1,125 @@
+// The handler of an episode, in a process of its own: watches the memcg, obeys lines on stdin, and says in lines of JSON
+// what happens. Its options are one argument of JSON. It writes without buffering: what it said before it died is there.
+import { readdirSync, writeSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { lowestPriority, OomHandler } from '../../dist/index.js';
+import { openGround } from '../../dist/self/ground.js';
+
+const options = JSON.parse(process.argv[2]);
+
+function say(event, more = {}) {
+  writeSync(1, `${JSON.stringify({ event, atUs: Number(process.hrtime.bigint() / 1000n), ...more })}\n`);
+}
+
+const filesAtFirst = () => readdirSync('/proc/self/fd').length;
+
+/** An endless loop, as a mistake in a program makes it. */
+function spin(ms = Number.POSITIVE_INFINITY) {
+  const end = performance.now() + ms;
+  while (performance.now() < end);
+}
+
+const COMMANDS = {
+  close: () => close(),
+  exit: () => process.exit(3),
+  throw: () => {
+    throw new Error('chaos');
+  },
+  spin,
+  heap: () => {
+    for (const kept = []; ; ) kept.push(new Array(1e5).fill(kept.length + 0.5));
+  },
+};
+createInterface({ input: process.stdin })
+  .on('line', (line) => COMMANDS[line]?.())
+  .on('close', () => close());
+
+let closing = null;
+let handler = null;
+function close() {
+  closing ??= (async () => {
+    await handler?.close();
+    process.exit(0);
+  })().catch((error) => {
+    say('failed', {
+      message: `close: ${error.message}: ${(error.errors ?? []).map(({ message }) => message).join('; ')}`,
+    });
+    process.exit(4);
+  });
+  return closing;
+}
+
+const { deadlines, guard, stateDirectory, path, jobs, policy } = options;
+const ground = await openGround({ reserve: '1MiB', guard, stateDirectory });
+handler = OomHandler.over(ground);
+handler.on('report', ({ outcome, victims, rungs, steps }) => {
+  say('report', {
+    outcome,
+    rungs,
+    victims: victims.map(({ name, pids }) => ({ name, pids })),
+    last: steps.at(-1)?.text,
+  });
+});
+handler.on('warning', (message) => say('warning', { message }));
+handler.on('alarm', (message) => say('alarm', { message }));
+handler.on('vanished', () => say('vanished'));
+handler.on('revoked', (reason) => {
+  say('revoked', { reason });
+  close();
+});
+handler.on('guard', (told) => say('guard', { told }));
+say('opened', { guard: handler.guard?.pid ?? null, files: filesAtFirst() });
+
+if (path === undefined) {
+  // The start after one that died: opening is what puts things back.
+  await close();
+} else {
+  await handler.watch(`memcg:${path}`, { ...deadlines, policy: decide, jobs });
+  say('ready');
+}
+
+function decide(snapshot) {
+  say('policy');
+  switch (policy.hazard) {
+    case 'busy':
+      return policy.freezes.length > 0 ? think(snapshot) : spin();
+    case 'slow':
+      spin(2 * deadlines.respondWithin);
+      break;
+    case 'throw':
+      throw new Error('chaos');
+    case 'reject':
+      return Promise.reject(new Error('chaos'));
+    case 'never':
+      return new Promise(() => {});
+  }
+  return policy.thinksMs > 0 ? think(snapshot) : lowestPriority(snapshot);
+}
+
+/** Holds others still meanwhile and lends some memory, both through the ledger as a method of the library would. */
+async function think(snapshot) {
+  const ledger = ground.files;
+  const attempt = (run) => {
+    try {
+      run();
+      return true;
+    } catch (error) {
+      say('refused', { message: error.message });
+      return false;
+    }
+  };
+  const frozen = policy.freezes.filter((name) =>
+    attempt(() => ledger?.change?.('freezer', `${path}/${name}`, 'freezer.state', 'FROZEN')),
+  );
+  const raised =
+    policy.raisesBy > 0 &&
+    attempt(() => ledger?.change?.('memory', path, 'memory.limit_in_bytes', String(options.limit + policy.raisesBy)));
+  const lower = () => attempt(() => ledger?.putBack?.('memory', path, 'memory.limit_in_bytes'));
+  if (policy.hazard === 'busy') spin();
+  await sleep(policy.thinksMs);
+  for (const name of frozen) attempt(() => ledger?.putBack?.('freezer', `${path}/${name}`, 'freezer.state'));
+  // What was lent may be in use: then it is lowered when the condition is over.
+  if (raised && !lower()) handler.once('report', lower);
+  return lowestPriority(snapshot);
+}

@@ -1,0 +1,135 @@
+// What is played: drawn from the seed alone, so that the same seed plays the same. Only the kernel's timing differs.
+import { DEADLINES } from './bounds.mjs';
+import { FAULTS, HANDLER_FAULTS } from './faults.mjs';
+import { Random } from './random.mjs';
+
+const MiB = 2 ** 20;
+const LIMIT = 64 * MiB;
+
+/** Words for the workload, by kind of job. Each holds memory worth a kill before anything happens, but for the leaks. */
+const LEAKS = {
+  one: ['leak', '--chunk', '1MiB'],
+  eight: ['leak', '--chunk', '128KiB', '--processes', '8'],
+  threads: ['leak', '--chunk', '256KiB', '--threads', '4'],
+};
+const OTHERS = {
+  service: ['work', '--set', '4MiB', '--scratch', '1MiB', '--pause', '2ms'],
+  holder: ['hold', '--bytes', '6MiB'],
+};
+const BOMB = ['fork', '--children', '48', '--bytes', '2MiB'];
+/** The pids controller's bound on the bomb: some of its forks are refused. */
+export const BOMB_PIDS = 40;
+
+/**
+ * The scenario of an episode.
+ * @param settings `{ faults, wallClock }`: names to draw from, and whether the machine's clock may be set
+ */
+export function drawScenario(seed, episode, { faults, wallClock }) {
+  const random = new Random(seed, episode);
+  const names = faults.filter((name) => wallClock || !FAULTS[name].wallClock);
+  const chosen = drawFaults(random, names);
+  const scenes = new Set(chosen.map(({ name }) => FAULTS[name].scene));
+  const flat = random.chance(0.2);
+  const jobs = drawJobs(random, scenes.has('bomb'));
+  const dies = chosen.some(({ name }) => HANDLER_FAULTS.includes(name));
+  const policy = drawPolicy(random, {
+    jobs,
+    dies,
+    hazard: chosen.map(({ name }) => FAULTS[name].policy).find(Boolean),
+  });
+  const aimed = policy.freezes.length > 0 && random.chance(0.6);
+  return {
+    seed,
+    episode,
+    flat,
+    limit: LIMIT,
+    jobs,
+    late: { name: 'late', priority: freePriority(random, jobs), words: random.pick([OTHERS.holder, LEAKS.one]) },
+    policy,
+    killHandler: random.chance(0.3),
+    /** Before this the leak does not start: sometimes the memcg is full while the handler arms it. */
+    leaksAt: random.chance(0.15) ? 'opened' : 'ready',
+    scenes: [...scenes].filter(Boolean),
+    faults: aimed ? chosen.map((fault) => aim(random, fault, policy)) : chosen,
+  };
+}
+
+/** One, or two that are not both something that the policy does. */
+function drawFaults(random, names) {
+  const count = names.length > 1 && random.chance(0.4) ? 2 : 1;
+  const chosen = random.some(names, count);
+  const hazards = chosen.filter((name) => FAULTS[name].policy);
+  if (hazards.length > 1) chosen.pop();
+  return chosen.map((name) => {
+    const { anchors, draw } = FAULTS[name];
+    const parameters = draw?.(random) ?? {};
+    if (anchors === undefined) return { name, parameters };
+    return { name, anchor: random.pick(anchors), delayMs: drawDelay(random), parameters };
+  });
+}
+
+/** Into the time in which something is frozen. */
+function aim(random, fault, { thinksMs }) {
+  if (!HANDLER_FAULTS.includes(fault.name) || fault.anchor === undefined) return fault;
+  return { ...fault, anchor: 'policy', delayMs: random.whole(0, thinksMs) };
+}
+
+/** An episode is over within milliseconds once the memcg is full, and goes on for a second when something is wrong. */
+function drawDelay(random) {
+  const most = random.pick([0, 3, 20, 100, 400]);
+  return Math.round(random.next() * most * 10) / 10;
+}
+
+function drawJobs(random, bomb) {
+  const count = random.whole(3, 6);
+  const priorities = random.some([10, 20, 30, 40, 50, 60, 70, 80, 90], count);
+  const leak = random.pick(Object.keys(LEAKS));
+  const kinds = [bomb ? 'bomb' : `leak-${leak}`, 'service', 'holder'];
+  while (kinds.length < count)
+    kinds.push(random.pick(['service', 'holder', `leak-${random.pick(Object.keys(LEAKS))}`]));
+  const jobs = kinds.map((kind, index) => ({
+    name: `${kind.split('-')[0]}-${index}`,
+    kind: kind.split('-')[0],
+    words: kind === 'bomb' ? BOMB : (OTHERS[kind] ?? LEAKS[kind.slice('leak-'.length)]),
+    priority: priorities[index],
+    protected: false,
+    scoreAdj: random.chance(0.2) ? 300 : 0,
+  }));
+  // Often what leaks is what should die, as in life; and sometimes it is the most important of all.
+  if (random.chance(0.5)) {
+    const lowest = jobs.reduce((least, job) => (job.priority < least.priority ? job : least));
+    [jobs[0].priority, lowest.priority] = [lowest.priority, jobs[0].priority];
+  }
+  if (random.chance(0.25)) jobs[2].protected = true;
+  return jobs;
+}
+
+function freePriority(random, jobs) {
+  return random.pick([5, 95].filter((priority) => jobs.every((job) => job.priority !== priority)));
+}
+
+/** Slow policies leave time for faults in the middle; a freeze and a raised limit are at stake when the handler ends. */
+function drawPolicy(random, { jobs, dies, hazard }) {
+  const freezes = dies && random.chance(0.6);
+  const others = jobs.filter(({ kind }) => kind === 'service' || kind === 'holder').map(({ name }) => name);
+  return {
+    hazard: hazard ?? null,
+    thinksMs: freezes || random.chance(0.4) ? random.whole(5, DEADLINES.respondWithin * 0.8) : 0,
+    freezes: freezes ? random.some(others, random.whole(1, 2)) : [],
+    raisesBy: freezes && random.chance(0.6) ? random.whole(1, 4) * MiB : 0,
+  };
+}
+
+/** In words, for who reads of a failure. */
+export function describe({ flat, jobs, policy, killHandler, faults }) {
+  const job = ({ name, words, priority, protected: isProtected, scoreAdj }) =>
+    `  ${name.padEnd(12)} priority ${priority}${isProtected ? ', protected' : ''}${scoreAdj ? `, oom_score_adj ${scoreAdj}` : ''}: ${words.join(' ')}`;
+  const fault = ({ name, anchor, delayMs, parameters }) =>
+    `  ${name}${anchor === undefined ? '' : `: ${delayMs} ms after '${anchor}'`} ${JSON.stringify(parameters)}`;
+  return [
+    `${flat ? 'processes in one memcg' : 'a memcg for each job'}${killHandler ? ', the guard kills the handler' : ''}`,
+    ...jobs.map(job),
+    `  policy ${JSON.stringify(policy)}`,
+    ...faults.map(fault),
+  ].join('\n');
+}

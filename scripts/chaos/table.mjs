@@ -1,0 +1,82 @@
+// Results as a table: fault × outcome × longest wait.
+
+const OUTCOMES = [
+  'handler',
+  'guard',
+  'kernel',
+  'released',
+  'vanished',
+  'kernel alone',
+  'not armed',
+  'refused',
+  'calm',
+  'unknown',
+];
+
+/** Rows by fault; an episode with two faults counts for each. Nobody in charge is a row of its own. */
+export function summarise(results, faults) {
+  const rows = faults.map((name) =>
+    row(
+      name,
+      results.filter((result) => result.faults.includes(name) && result.nobodyThereMs === null),
+    ),
+  );
+  const nobody = results.filter(({ nobodyThereMs }) => nobodyThereMs !== null);
+  return {
+    episodes: results.length,
+    violations: results.filter(({ violations }) => violations.length > 0).length,
+    longestMs: longest(results, 'longestMs'),
+    rows: rows.filter(({ episodes }) => episodes > 0),
+    nobody: {
+      episodes: nobody.length,
+      violations: nobody.filter(({ violations }) => violations.length > 0).length,
+      longestMs: longest(nobody, 'nobodyThereMs'),
+      afterHelpMs: longest(nobody, 'afterHelpMs'),
+    },
+  };
+}
+
+function row(fault, results) {
+  const outcomes = {};
+  for (const { outcome } of results) outcomes[outcome] = (outcomes[outcome] ?? 0) + 1;
+  return {
+    fault,
+    episodes: results.length,
+    notInjected: results.filter(({ injected }) => injected.some(({ name, failed }) => name === fault && failed)).length,
+    outcomes,
+    violations: results.filter(({ violations }) => violations.length > 0).length,
+    longestMs: longest(results, 'longestMs'),
+  };
+}
+
+function longest(results, key) {
+  const values = results.map((result) => result[key]).filter((value) => value !== null);
+  return values.length === 0 ? null : Math.round(Math.max(...values));
+}
+
+export function renderTable({ rows, nobody }, bounds) {
+  const used = OUTCOMES.filter((outcome) => rows.some(({ outcomes }) => outcomes[outcome]));
+  const head = ['fault', 'episodes', ...used, 'longest wait, ms', 'violations'];
+  const lines = rows.map(({ fault, episodes, outcomes, longestMs, violations }) => [
+    fault,
+    episodes,
+    ...used.map((outcome) => outcomes[outcome] ?? ''),
+    longestMs ?? '',
+    violations,
+  ]);
+  const table = [head, ...lines].map((cells) => cells.map(String));
+  const widths = head.map((_, column) => Math.max(...table.map((cells) => cells[column].length)));
+  const render = (cells) =>
+    `| ${cells.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]) : cell.padStart(widths[column]))).join(' | ')} |`;
+  const rule = `|${widths.map((width, column) => (column === 0 ? '-'.repeat(width + 2) : `${'-'.repeat(width + 1)}:`)).join('|')}|`;
+  const text = [render(table[0]), rule, ...table.slice(1).map(render), ''];
+  text.push(`Longest wait allowed: ${bounds.boundMs} ms.`);
+  if (nobody.episodes > 0) {
+    text.push(
+      `Handler and guard both out of action: ${nobody.episodes} episodes, ${nobody.violations} with violations; longest wait in all ` +
+        `${nobody.longestMs} ms, and ${nobody.afterHelpMs} ms after the next start or after one of them went on (${bounds.nextStartMs} ms ` +
+        `allowed after a start).`,
+    );
+  }
+  return text.join('\n');
+}
