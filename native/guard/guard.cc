@@ -66,6 +66,7 @@ int Guard::run() {
   const uint32_t ready = harden();
   port_.reply({ReplyType::kReady, 0, ready, 0, 0});
   readAt_ = clockUs();
+  faults_ = readFaults();
   for (;;) {
     std::array<epoll_event, 64> events;
     const int timeout = running_ > 0 ? static_cast<int>(kLookEvery / kMillisecond) : -1;
@@ -258,7 +259,7 @@ bool Guard::isOverdue(Slot& slot, const Look& look) const {
 
 int Guard::takeOver(Reason reason, const Slot* cause) {
   Takeover takeover(
-      {settings_, slots_, words_, port_, account_, handler_.get(), handlerPid_, instance_.get(), base_.get()});
+      {settings_, slots_, words_, port_, account_, handler_.get(), handlerPid_, instance_.get(), base_.get(), faults_});
   return takeover.run(reason, cause);
 }
 

@@ -6,6 +6,7 @@
 
 #include "account.h"
 #include "core/fd.h"
+#include "core/process.h"
 #include "port.h"
 #include "protocol.h"
 #include "slots.h"
@@ -64,6 +65,7 @@ class Guard {
   Fd epoll_;
   Slots slots_;
   uint32_t wakeUps_ = 0;
+  Faults faults_{};
 
   // The guard's own clock, see advance(), and when CLOCK_MONOTONIC was read for it.
   uint64_t time_ = 1;

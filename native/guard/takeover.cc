@@ -343,6 +343,11 @@ void Takeover::finish() {
   line.add("; not possible yet: ").add(static_cast<uint64_t>(pending_));
   scene_.account.note(line.view());
   scene_.account.tellKernel(line.view());
+  const auto [minor, major] = readFaults();
+  const double since = minor - scene_.faults.minor + major - scene_.faults.major;
+  Line faults;
+  faults.add("page faults of the guard since it was ready: ").add(static_cast<uint64_t>(since));
+  scene_.account.note(faults.view());
 
   int failed = scene_.account.write(scene_.instance);
   if (failed == 0) failed = scene_.account.publish(scene_.instance, scene_.base, scene_.settings.instance);

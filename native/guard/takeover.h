@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "account.h"
+#include "core/process.h"
 #include "port.h"
 #include "protocol.h"
 #include "record.h"
@@ -38,6 +39,8 @@ struct Scene {
   pid_t handlerPid;
   int instance;
   int base;
+  /** The guard's page faults when it was ready: none has come since, or its memory was not locked. */
+  const Faults& faults;
 };
 
 /** Whether jobs stand frozen that this instance froze. */

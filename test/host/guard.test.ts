@@ -73,7 +73,7 @@ describeHost('the guard takes over', () => {
       await batch.gone;
       await expectAllBack(host, handler, state);
       expect(oom(host, 'batch', 'oom_kill')).toBe(0); // ours and not the kernel's
-      expect(await recordIn(host, state)).toMatch(/reason died.*kills batch/s);
+      expect(await recordIn(host, state)).toMatch(/reason died.*kills batch.*page faults of the guard since it was ready: 0$/ms);
       const before = web.stat('iterations');
       await host.until(() => web.stat('iterations') > before, 'the service goes on');
       expect(web.stat('longestStallUs')).toBeLessThan(bound * 1000);
@@ -98,7 +98,7 @@ describeHost('the guard takes over', () => {
       if (stop) handler.child.kill('SIGSTOP');
       await batch.gone;
       await host.until(() => oom(host, '', 'oom_kill_disable') === 0, 'the memcg is given back');
-      expect(await recordIn(host, state)).toMatch(/reason (silent|died).*kills batch/s);
+      expect(await recordIn(host, state)).toMatch(/reason (silent|died).*kills batch.*page faults of the guard since it was ready: 0$/ms);
       if (stop) {
         handler.child.kill('SIGCONT');
         await host.until(() => handler.lines.some((line) => line.startsWith('revoked')), 'it is told');
@@ -181,6 +181,7 @@ describeHost('the guard takes over', () => {
       batch.go();
       await Promise.all([handler.gone, batch.gone]);
       await expectAllBack(host, handler, state);
+      expect(await recordIn(host, state)).toMatch(/page faults of the guard since it was ready: 0$/m);
       expect(host.read('', 'memory.limit_in_bytes').trim()).toBe(String(64 * MiB));
       for (const name of ['web', 'batch'])
         expect(readFileSync(`${freezer}/${name}/freezer.state`, 'utf8').trim()).toBe('THAWED');
