@@ -83,7 +83,7 @@ bool isPath(std::string_view encoded) {
 }
 
 bool isLimit(std::string_view name) {
-  return name.ends_with("limit_in_bytes") || name == "memory.max" || name == "memory.high" || name == "memory.low" ||
+  return name.ends_with("_in_bytes") || name == "memory.max" || name == "memory.high" || name == "memory.low" ||
          name == "memory.min" || name == "memory.swap.max" || name == "memory.swap.high";
 }
 

@@ -93,13 +93,10 @@ bool State::empty() const {
 }
 
 int State::hierarchyOf(const FileRecord& record) const {
-  const std::string_view name = record.name;
-  if (name.starts_with("freezer.")) return freezer_.get();
-  if (record.kind != Kind::kFile || name == kOomControl || name == "memory.limit_in_bytes" ||
-      name.starts_with("memory.memsw.") || name.starts_with("memory.soft")) {
-    return memory_.get();
-  }
-  return unified_.get();
+  if (record.name.starts_with("freezer.")) return freezer_.get();
+  // Every amount of v1 is named like this, and none of v2.
+  const bool v1 = record.kind != Kind::kFile || record.name == kOomControl || record.name.ends_with("_in_bytes");
+  return v1 ? memory_.get() : unified_.get();
 }
 
 State::Found State::openGroup(const FileRecord& record, Fd& out, int& number) const {

@@ -257,6 +257,35 @@ TEST_CASE_FIXTURE(NoLeaks, "State puts back what has the value that we wrote, an
   }
 }
 
+TEST_CASE_FIXTURE(NoLeaks, "each file is looked for in its own hierarchy") {
+  Scene scene;
+  std::string owner = "version 1\npid 1\nstarted 1\n";
+  for (const std::string hierarchy : {"memory", "freezer", "unified"}) {
+    const std::string root = scene.base() + "/." + hierarchy;
+    REQUIRE(mkdir(root.c_str(), 0700) == 0);
+    REQUIRE(mkdir((root + "/one").c_str(), 0700) == 0);
+    owner += hierarchy + ' ' + root + '\n';
+  }
+  scene.owner(owner);
+  const auto check = [&scene](const char* hierarchy, const char* name, const char* was, const char* wrote) {
+    const std::string group = scene.base() + "/." + hierarchy + "/one";
+    std::ofstream(group + '/' + name) << wrote << '\n';
+    scene.file(name, "/one", inodeOf(group), std::string(was) + ' ' + wrote);
+    CAPTURE(name);
+    CHECK(scene.restore() == State::Counts{1, 0, 0, 0});
+    CHECK(readText(group + '/' + name).starts_with(was));
+  };
+  for (const char* name : {"memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.soft_limit_in_bytes",
+                           "memory.oom_reserve_in_bytes"}) {
+    check("memory", name, "1048576", "2097152");
+  }
+  check("freezer", "freezer.state", "THAWED", "FROZEN");
+  for (const char* name : {"memory.high", "memory.low", "memory.min", "memory.swap.max"}) {
+    check("unified", name, "1048576", "2097152");
+  }
+  check("unified", "cgroup.freeze", "0", "1");
+}
+
 TEST_CASE_FIXTURE(NoLeaks, "a file that ends within a line is read up to there") {
   Scene scene;
   scene.fake();
