@@ -1,9 +1,11 @@
 /** What this machine offers to a handler, found by looking and by harmless tries. */
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { constants as os } from 'node:os';
+import { dirname } from 'node:path';
 import { type CgroupMount, findMemoryV1, readCgroupMounts } from './cgroup/mounts.js';
 import type { SystemError } from './errors.js';
-import { native } from './native.js';
+import { STATE_DIRECTORY } from './guard/instance.js';
+import { guardPath, native } from './native.js';
 import type { Hardening } from './self/hardening.js';
 
 /** Capabilities of capabilities(7) that matter here, with their bit. */
@@ -36,6 +38,10 @@ export interface Capabilities {
   pidfd: boolean;
   /** process_mrelease(2). */
   mrelease: boolean;
+  /** The guard's program, or why there is none. */
+  guard: { path: string | null; whyNot: string };
+  /** Where changes are written down by default, and whether that can be done. */
+  state: { directory: string; writable: boolean };
   /** Bytes that may be locked; Infinity with CAP_IPC_LOCK. */
   lockableBytes: number;
   /** Of the ones that matter here. */
@@ -69,6 +75,8 @@ export function probeCapabilities(): Capabilities {
     psi: probePsi(),
     pidfd: probePidfd(),
     mrelease: native().probeRelease() !== os.errno.ENOSYS,
+    guard: probeGuard(),
+    state: { directory: STATE_DIRECTORY, writable: canWriteBelow(STATE_DIRECTORY) },
     lockableBytes: held.includes('CAP_IPC_LOCK') ? Number.POSITIVE_INFINITY : lockLimit(),
     held,
     missing: Object.keys(CAPABILITY_BITS).filter((name) => !held.includes(name)),
@@ -128,4 +136,19 @@ function probePidfd(): boolean {
 function lockLimit(): number {
   const soft = /^Max locked memory\s+(\S+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1];
   return soft === 'unlimited' ? Number.POSITIVE_INFINITY : Number(soft ?? 0);
+}
+
+function probeGuard(): Capabilities['guard'] {
+  try {
+    const path = guardPath();
+    accessSync(path, constants.X_OK);
+    return { path, whyNot: '' };
+  } catch (error) {
+    return { path: null, whyNot: (error as Error).message };
+  }
+}
+
+/** A directory that is there, or would be made. */
+function canWriteBelow(directory: string): boolean {
+  return canWrite(existsSync(directory) ? directory : dirname(directory));
 }

@@ -136,7 +136,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#account = new Account(ground.reserve.bytes);
     this.#scores = new ScoreRegister(ground.hierarchy);
     this.#forgetEnd = onProcessEnd(() => this.#atEnd());
-    for (const line of ground.restored) this.#tell('warning', `left by a handler that is gone: ${line}`);
+    this.#tellRestored(ground.restored);
     if (ground.guard === null) return;
     const { process, epoch } = ground.guard;
     epoch.onRevoked = () => this.#revoked();
@@ -184,6 +184,10 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    */
   watch(scope: string, options: WatchOptions = {}): PendingWatch {
     const watch = (async () => {
+      this.#checkOpen();
+      // What was left armed is not to be taken for what was there.
+      this.#tellRestored(await this.#ground.restoreStale());
+      await this.#ground.guard?.process.mustBeThere();
       const armed = this.#watch(scope, options);
       try {
         await this.#ground.guard?.process.settled();
@@ -210,8 +214,16 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     });
   }
 
-  #watch(scope: string, options: WatchOptions): Watch {
+  #checkOpen(): void {
     if (this.#closing !== null) throw new ReprieveError('ERR_REPRIEVE_CLOSED', 'The handler was closed');
+  }
+
+  #tellRestored(lines: readonly string[]): void {
+    for (const line of lines) this.#tell('warning', `left by a handler that is gone: ${line}`);
+  }
+
+  #watch(scope: string, options: WatchOptions): Watch {
+    this.#checkOpen();
     if (options.recursive !== undefined && typeof options.recursive !== 'boolean') {
       throw invalidOption('the `recursive` option', 'true or false', options.recursive);
     }
@@ -242,7 +254,6 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
         reserveBytes: this.#ground.reserve.bytes,
         isArmed: (inode) => this.#memberOf(inode) !== undefined,
-        isHandled: (inode) => this.#conditions.has(inode),
         scores: this.#scores,
         bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
         near: (watch) => this.#warmUp(watch),
@@ -389,7 +400,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         options: drill ? DRILL_LADDER : watch.options,
         reserve: new ConditionReserve(new Account(reserve.bytes, this.#account), reserve.arena),
         preference: drill ? NO_PREFERENCE : watch.preference,
-        plan: (sampled) => own?.watch.plan(own.watch.jobsOf(own.armed), sampled),
+        plan: () => own?.watch.plan(own.armed),
         readFaults,
         deliver: (opened) => watch.deliver(opened),
         deathsNearby: () => this.#deathsNear(owner.path, condition),
@@ -499,8 +510,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #revoked(): void {
     const why = this.#ground.guard?.process.takenOver ?? 'it was silent for too long';
     for (const watch of this.#watches) watch.revoke();
-    this.#tell('revoked', why);
-    void this.close();
+    // Whoever is told opens another one, perhaps: not before the guard is done.
+    const tell = () => this.#tell('revoked', why);
+    this.close().then(tell, tell);
   }
 
   // --- The end ---
@@ -550,6 +562,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (guard?.epoch.revoked) await guard.process.gone(); // it puts back what is written down
     this.#ground.leave();
     await guard?.process.gone();
+    for (const line of await this.#ground.restoreRest()) this.#tell('warning', `left at the end: ${line}`);
     hierarchy.close();
     const failures = closed.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []));
     if (failures.length > 0) throw new AggregateError(failures, 'Not everything could be put back');

@@ -123,6 +123,8 @@ export interface Killer {
 export interface SharedWords {
   readonly buffer: ArrayBuffer;
   readonly descriptor: number;
+  /** Nobody else will be given the descriptor; the memory stays. */
+  close(): void;
 }
 
 /** One end of a SOCK_SEQPACKET pair: whole messages, with descriptors. Never blocks. */

@@ -34,6 +34,8 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     ownPath: () => undefined,
     readFaults: (out) => out.fill(0),
     guard: null,
+    restoreStale: async () => [],
+    restoreRest: async () => [],
     files: null,
     restored: [],
     leave: () => {},

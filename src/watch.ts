@@ -7,11 +7,11 @@ import type { LadderOptions } from './condition/options.js';
 import { isRevoked, isVanished, ReprieveError } from './errors.js';
 import type { Bound } from './guard/bound.js';
 import type { Entry } from './guard/ledger.js';
+import { MOST_PLANNED } from './guard/protocol.js';
 import { rankForGuard } from './policy/lowest-priority.js';
 import { setKernelReserve } from './reserve/kernel.js';
 import { identityOf, Jobs } from './snapshot/jobs.js';
 import type { JobRules } from './snapshot/settings.js';
-import type { Job } from './snapshot/snapshot.js';
 import { ArmedMemcg } from './source/armed.js';
 
 /** Conditions that wait for an iterating caller, at most. */
@@ -42,8 +42,6 @@ export interface WatchSetup {
   reserveBytes: number;
   /** True if another watch has armed that memcg. */
   isArmed: (inode: number) => boolean;
-  /** True while a condition of that memcg is open. */
-  isHandled: (inode: number) => boolean;
   scores: ScoreRegister;
   bound: Bound;
   /** The scope comes near to its limit. */
@@ -198,9 +196,15 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     const original = this.#armed.get(this.#setup.scope.inode)?.original ?? false;
     if (this.#setup.recursive && this.#state === 'watching') {
       if (!this.#armed.has(memcg.inode)) this.#armOne(memcg, original);
-    } else if (!original && !this.#setup.isArmed(memcg.inode) && memcg.oomState().killDisabled) {
-      memcg.setKillDisabled(false);
+    } else if (!original && !this.#setup.isArmed(memcg.inode)) {
+      this.#releaseInherited(memcg);
     }
+  }
+
+  #releaseInherited(memcg: Memcg): void {
+    if (!memcg.oomState().killDisabled || !memcg.claim()) return; // claimed: another handler has armed it since
+    memcg.setKillDisabled(false);
+    memcg.unclaim();
   }
 
   #warn(memcg: Memcg, error: unknown): void {
@@ -220,6 +224,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   #changed(memcg: Memcg, change: TreeChange): void {
     try {
       this.#jobs.get(memcg.inode)?.changed(change);
+      const armed = this.member(memcg.inode);
+      if (change.kind === 'attributes' && armed !== undefined) this.plan(armed);
     } catch (error) {
       if (!isVanished(error)) throw error;
       this.scopeIsThere();
@@ -261,19 +267,24 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   /** Says whom the kernel is to take, and whom the guard, should it come to that. */
   #prepare(): void {
     const groups = [...this.#jobs.values()];
-    const samples = groups.map((jobs) => jobs.sample(new Set()));
-    this.preference.prepare(groups, samples.flat());
-    for (const [index, jobs] of groups.entries()) {
-      // During a condition the guard is told of each kill, and what is dying is still among those it knows.
-      if (!this.#setup.isHandled(jobs.memcg.inode)) this.plan(jobs, samples[index] ?? []);
-    }
+    this.preference.prepare(
+      groups,
+      groups.flatMap((jobs) => jobs.sample(new Set())),
+    );
+    for (const armed of this.#armed.values()) this.plan(armed);
   }
 
-  /** Tells the guard who may die. */
-  plan(jobs: Jobs, sampled: readonly Job[]): void {
-    const live = new Map(jobs.live().map((job) => [identityOf(job), job]));
-    const ranked = rankForGuard(sampled).flatMap((job) => live.get(identityOf(job)) ?? []);
-    this.#setup.hierarchy.guard.plan(jobs.memcg, ranked);
+  /** Tells the guard who may die in an armed memcg. */
+  plan(armed: ArmedMemcg): void {
+    const jobs = this.jobsOf(armed);
+    const mayDie = jobs.live().filter(({ settings }) => !settings.protected);
+    // The guard ranks them itself, by what they use then; who is left out for want of room is for us to say.
+    const told = mayDie.length > MOST_PLANNED ? rankForGuard(jobs.sample(new Set())).map(identityOf) : null;
+    if (told !== null) {
+      const place = new Map(told.map((identity, index) => [identity, index]));
+      mayDie.sort((a, b) => (place.get(identityOf(a)) ?? told.length) - (place.get(identityOf(b)) ?? told.length));
+    }
+    this.#setup.hierarchy.guard.plan(armed.memcg, mayDie);
   }
 
   /** What failed before, when descriptors were short, may go well now. */
@@ -283,7 +294,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     const original = this.self?.original ?? false;
     for (const memcg of this.#setup.recursive || original ? [] : this.#subtree.all()) {
       const kept = this.#kept.has(memcg.inode) || this.#setup.isArmed(memcg.inode);
-      if (!kept && memcg.oomState().killDisabled) memcg.setKillDisabled(false);
+      if (!kept) this.#releaseInherited(memcg);
     }
   }
 

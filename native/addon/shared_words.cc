@@ -8,6 +8,7 @@ Napi::Function SharedWordsObject::define(Napi::Env env) {
                      {
                          InstanceAccessor<&Self::buffer>("buffer"),
                          InstanceAccessor<&Self::descriptor>("descriptor"),
+                         InstanceMethod<&Self::close>("close"),
                      });
 }
 
@@ -31,3 +32,5 @@ Napi::Value SharedWordsObject::buffer(const Napi::CallbackInfo&) { return buffer
 Napi::Value SharedWordsObject::descriptor(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), words_->descriptor());
 }
+
+void SharedWordsObject::close(const Napi::CallbackInfo&) { words_->close(); }

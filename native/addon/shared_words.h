@@ -20,6 +20,7 @@ class SharedWordsObject : public Napi::ObjectWrap<SharedWordsObject> {
  private:
   Napi::Value buffer(const Napi::CallbackInfo& info);
   Napi::Value descriptor(const Napi::CallbackInfo& info);
+  void close(const Napi::CallbackInfo& info);
 
   std::shared_ptr<reprieve::SharedWords> words_;
   Napi::Reference<Napi::ArrayBuffer> buffer_;

@@ -32,6 +32,8 @@ class SharedWords {
 
   void* data() const { return data_; }
   int descriptor() const { return fd_.get(); }
+  /** Nobody else will be given it; the page stays mapped. */
+  void close() { fd_.close(); }
 
  private:
   std::atomic<uint32_t>* words() const { return static_cast<std::atomic<uint32_t>*>(data_); }

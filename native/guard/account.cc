@@ -56,6 +56,8 @@ std::string_view nameOf(Reason reason) {
       return "silent";
     case Reason::kOverdue:
       return "overdue";
+    case Reason::kLeft:
+      return "left";
   }
   return "";
 }

@@ -19,6 +19,11 @@ namespace {
 
 /** How often a memcg is looked at while somebody waits in it. Nothing is looked at otherwise. */
 constexpr uint64_t kLookEvery = 20 * kMillisecond;
+/**
+ * While nobody waits we are only woken by the handler's heartbeat, once a second. A handler that was not heard for as
+ * long as this may have been stopped, and then nobody sees to memcgs that are made below an armed one.
+ */
+constexpr uint64_t kQuiet = 2 * kSecond;
 /** under_oom falls for a moment whenever waiters are woken: once is not enough. */
 constexpr unsigned kCalmLooks = 2;
 /** Time in which we did not run ourselves counts for no more than this. */
@@ -43,15 +48,19 @@ int Guard::open() {
   socklen_t size = sizeof peer;
   if (getsockopt(kSocket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return errno;
   handlerPid_ = peer.pid;
-  handler_ = openPidfd(handlerPid_);
-  if (!handler_) return errno;
-  // Its child while the descriptor was opened: so it was alive, and the number was its own.
-  if (getppid() != handlerPid_) return ESRCH;
   epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll_) return errno;
-  if (!follow(kSocket, kSocketToken) || !follow(handler_.get(), kHandlerToken)) return errno;
+  if (!epoll_ || !follow(kSocket, kSocketToken)) return errno;
   // So that the first memcgs cost nothing more.
   return slots_.makeRoom() ? 0 : ENOMEM;
+}
+
+/** False if it is dead already: what it had armed before, with another guard, is ours to put back all the same. */
+bool Guard::openHandler() {
+  handler_ = openPidfd(handlerPid_);
+  // Its child while the descriptor was opened: so it was alive, and the number was its own.
+  if (handler_ && getppid() == handlerPid_ && follow(handler_.get(), kHandlerToken)) return true;
+  handler_.close();
+  return false;
 }
 
 bool Guard::follow(int fd, uint64_t token) {
@@ -67,13 +76,15 @@ int Guard::run() {
   port_.reply({ReplyType::kReady, 0, ready, 0, 0});
   readAt_ = clockUs();
   faults_ = readFaults();
+  bool handlerDied = !openHandler();
   for (;;) {
     std::array<epoll_event, 64> events;
-    const int timeout = running_ > 0 ? static_cast<int>(kLookEvery / kMillisecond) : -1;
+    int timeout = static_cast<int>((running_ > 0 ? kLookEvery : kQuiet) / kMillisecond);
+    if (slots_.empty()) timeout = -1;
+    if (handlerDied) timeout = 0;
     const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout);
     wakeUps_++;
-    advance();
-    bool handlerDied = false;
+    advance(timeout);
     for (int i = 0; i < count; i++) {
       const uint64_t token = events[static_cast<size_t>(i)].data.u64;
       if (token == kHandlerToken) handlerDied = true;
@@ -83,8 +94,10 @@ int Guard::run() {
     // Heard even if it is dead: it may have said goodbye, or who is to die.
     const Turn turn = hear(handlerDied);
     if (turn == Turn::kBye) return 0;
+    if (turn == Turn::kLeave) return takeOver(Reason::kLeft, nullptr);
     if (turn == Turn::kDied) return takeOver(Reason::kDied, nullptr);
     lookAround();
+    if (count == 0 && running_ == 0) lookBelow();
     if (cause_ != nullptr) return takeOver(reason_, cause_);
   }
 }
@@ -98,10 +111,11 @@ Guard::Turn Guard::hear(bool handlerDied) {
       case Port::Heard::kEnd:
         return Turn::kDied;
       case Port::Heard::kNonsense:
-        refuse(Failure::kBadMessage, 0, EBADMSG);
+        refuse(Failure::kBadMessage, message.inode, EBADMSG);
         break;
       case Port::Heard::kMessage:
         if (message.type == MessageType::kBye) return Turn::kBye;
+        if (message.type == MessageType::kLeave) return Turn::kLeave;
         obey(message);
         break;
     }
@@ -121,11 +135,16 @@ void Guard::obey(const Message& message) {
     case MessageType::kPlan:
       return plan(message);
     case MessageType::kOpened:
-      slot->opened = true;
+      slot->condition = {true, false, time_};
       return notice(*slot);
+    case MessageType::kParked:
+      slot->condition.parked = true;
+      return;
     case MessageType::kResolved:
-      slot->opened = false;
-      return stopClock(*slot);
+      slot->condition = {};
+      stopClock(*slot);
+      // The next wait may have begun already, and its signal have been read before this.
+      return notice(*slot);
     case MessageType::kDisarm:
       return drop(*slot);
     default:
@@ -146,7 +165,7 @@ void Guard::arm(const Message& message) {
     if (slot == nullptr) return refuse(Failure::kTooMany, message.inode, ENOSPC);
   } else {
     fresh.plan = std::move(slot->plan);
-    fresh.opened = slot->opened;
+    fresh.condition = slot->condition;
     fresh.clock = slot->clock;
   }
   *slot = std::move(fresh);
@@ -170,9 +189,10 @@ void Guard::refuse(Failure failure, uint64_t inode, int error) {
  * Brings the clock up to date. It stands still while we do not run ourselves, as when the whole machine was stopped:
  * the handler was as well, and gets its time.
  */
-void Guard::advance() {
+void Guard::advance(int timeoutMs) {
   const uint64_t now = clockUs();
-  time_ += std::min(now - readAt_, kMostAtOnce);
+  const uint64_t slept = static_cast<uint64_t>(std::max(0, timeoutMs)) * kMillisecond;
+  time_ += std::min(now - readAt_, slept + kMostAtOnce);
   readAt_ = now;
 }
 
@@ -181,10 +201,10 @@ void Guard::notice(Slot& slot) {
   uint64_t signals = 0;
   [[maybe_unused]] const ssize_t got = read(slot.event.get(), &signals, sizeof signals);
   Look look;
-  const int failed = slot.look(look);
+  const int failed = slots_.look(slot, look);
   if (failed == ENODEV || failed == ENOENT) return drop(slot);
-  // Even if nobody waits at this moment: two looks tell.
-  if (failed == 0) startClock(slot);
+  // Even if nobody waits at this moment, or that cannot be told: the looks that follow tell.
+  startClock(slot);
 }
 
 void Guard::startClock(Slot& slot) {
@@ -223,7 +243,7 @@ void Guard::lookAround() {
 
 void Guard::examine(Slot& slot) {
   Look look;
-  const int failed = slot.look(look);
+  const int failed = slots_.look(slot, look);
   if (failed == ENODEV || failed == ENOENT) return drop(slot);
   if (failed != 0) return;
   Clock& clock = slot.clock;
@@ -235,7 +255,7 @@ void Guard::examine(Slot& slot) {
     clock.fullSince = 0;
   }
   // While the handler has jobs frozen there, under_oom is 0 and they wait all the same.
-  if (clock.calm >= kCalmLooks && !slot.opened) return stopClock(slot);
+  if (clock.calm >= kCalmLooks && !slot.condition.open) return stopClock(slot);
   const bool silent = isSilent(slot, look);
   if (!silent && !isOverdue(slot, look)) return;
   cause_ = &slot;
@@ -245,16 +265,40 @@ void Guard::examine(Slot& slot) {
 bool Guard::isSilent(Slot& slot, const Look& look) {
   const uint64_t within = (uint64_t{slot.respondMs} + settings_.silenceMs) * kMillisecond;
   if (time_ - std::max(slot.clock.since, beatAt_) <= within) return false;
-  if (look.underOom && look.killDisabled) return true;
-  if (slot.opened && holdsFrozen(instance_.get())) return true;
+  if (look.underOom && look.killDisabled && look.owner == nullptr) return true;
+  if (slot.condition.open && holdsFrozen(instance_.get())) return true;
   // Nobody waits for it, so there is nothing to take over, yet.
   slot.clock.since = time_;
   return false;
 }
 
-bool Guard::isOverdue(Slot& slot, const Look& look) const {
+bool Guard::isOverdue(const Slot& slot, const Look& look) const {
+  const auto& [open, parked, since] = slot.condition;
+  // Where nobody may be killed the guard could do nothing either.
+  if (parked) return false;
   const uint64_t within = (uint64_t{slot.handleMs} + settings_.silenceMs) * kMillisecond;
-  return look.waits() && slot.clock.fullSince != 0 && time_ - slot.clock.fullSince > within;
+  if (look.waits() && slot.clock.fullSince != 0 && time_ - slot.clock.fullSince > within) return true;
+  // Who is frozen waits as well, and no under_oom tells of it.
+  return open && time_ - since > within && holdsFrozen(instance_.get());
+}
+
+/**
+ * A memcg that is made below an armed one is born with its 1. The handler arms it or writes 0; one that is silent does
+ * neither, and nobody is signalled when it runs out of memory.
+ */
+void Guard::lookBelow() {
+  if (const uint32_t beats = words_.beats(); beats != beats_) {
+    beats_ = beats;
+    beatAt_ = time_;
+    return;
+  }
+  slots_.forEach([this](Slot& slot) {
+    const uint64_t within = (uint64_t{slot.respondMs} + settings_.silenceMs) * kMillisecond;
+    if (cause_ != nullptr || slot.original || time_ - beatAt_ <= within) return;
+    if (!waitsBelow(instance_.get(), slot.directory.get())) return;
+    cause_ = &slot;
+    reason_ = Reason::kSilent;
+  });
 }
 
 int Guard::takeOver(Reason reason, const Slot* cause) {

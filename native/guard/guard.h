@@ -33,9 +33,10 @@ class Guard {
   int run();
 
  private:
-  enum class Turn { kGoOn, kBye, kDied };
+  enum class Turn { kGoOn, kBye, kLeave, kDied };
 
   int open();
+  bool openHandler();
   Turn hear(bool handlerDied);
   void obey(const Message& message);
   void arm(const Message& message);
@@ -43,15 +44,16 @@ class Guard {
   void refuse(Failure failure, uint64_t inode, int error);
   bool follow(int fd, uint64_t token);
 
-  void advance();
+  void advance(int timeoutMs);
   void notice(Slot& slot);
   void startClock(Slot& slot);
   void stopClock(Slot& slot);
   void drop(Slot& slot);
   void lookAround();
   void examine(Slot& slot);
+  void lookBelow();
   bool isSilent(Slot& slot, const Look& look);
-  bool isOverdue(Slot& slot, const Look& look) const;
+  bool isOverdue(const Slot& slot, const Look& look) const;
   int takeOver(Reason reason, const Slot* cause);
 
   const Settings settings_;

@@ -16,20 +16,56 @@ struct Inherited {
   bool pending;
 };
 
+struct Waiting {
+  const Restorer* restorer;
+  bool found;
+};
+
 }  // namespace
 
+bool isClaimed(int directory) {
+  if (flock(directory, LOCK_SH | LOCK_NB) != 0) return true;
+  flock(directory, LOCK_UN);
+  return false;
+}
+
 /** A memcg that was made below an armed one was born with its 1, and nobody wrote that down. */
+bool Restorer::hasInherited(int directory, Fd& control, OomState& state) const {
+  struct stat status {};
+  control = Fd(openBeneath(directory, kOomControl.data(), O_RDWR));
+  if (!control || readOomState(control.get(), state) != 0 || !state.killDisabled) return false;
+  return fstat(directory, &status) == 0 && !isRecorded(status.st_ino) && !isClaimed(directory);
+}
+
+bool Restorer::findWaiting(void* context, int directory, const char* /*name*/) {
+  auto& waiting = *static_cast<Waiting*>(context);
+  Fd control;
+  OomState state{};
+  waiting.found = waiting.restorer->hasInherited(directory, control, state) && state.underOom;
+  return !waiting.found;
+}
+
+bool Restorer::waitsBelow(int directory) const {
+  Waiting waiting{this, false};
+  forEachDescendant(directory, findWaiting, &waiting);
+  return waiting.found;
+}
+
+/** Since Linux 6.5 one that decided to wait just before the 0 can sleep on: another 0 wakes it. */
+void Restorer::poke(int control, OomState& state) {
+  waiters_ = waiters_ || state.underOom;
+  while (state.underOom && !options_.dryRun && clockUs() < deadline_) {
+    sleepUs(kStepUs);
+    if (writeText(control, "0") != 0 || readOomState(control, state) != 0) break;
+  }
+}
+
 bool Restorer::releaseInherited(void* context, int directory, const char* name) {
   auto& inherited = *static_cast<Inherited*>(context);
   Restorer& self = *inherited.restorer;
-  struct stat status {};
   OomState state{};
-  const Fd file(openBeneath(directory, kOomControl.data(), O_RDWR));
-  if (!file || readOomState(file.get(), state) != 0 || !state.killDisabled) return true;
-  if (fstat(directory, &status) != 0 || self.isRecorded(status.st_ino)) return true;
-  // Who arms a memcg claims its directory; a claim that is not ours is another handler's.
-  if (flock(directory, LOCK_SH | LOCK_NB) != 0) return true;
-  flock(directory, LOCK_UN);
+  Fd file;
+  if (!self.hasInherited(directory, file, state)) return true;
   if (isParked(directory, state)) {
     inherited.pending = true;
     return true;
@@ -42,6 +78,7 @@ bool Restorer::releaseInherited(void* context, int directory, const char* name) 
   self.counts_.restored++;
   Line line = self.begin(self.verb(), *inherited.above);
   self.say(line.add(": 0 in ").add(name).add(" below it, which inherited 1"));
+  self.poke(file.get(), state);
   return true;
 }
 
@@ -63,12 +100,7 @@ bool Restorer::finishKiller(size_t slot, const Held& held) {
   number = forEachDescendant(directory.get(), releaseInherited, &inherited);
   if (inherited.pending) return later(held.record, "tasks wait below it, and the kernel may kill none of them");
   if (number != 0) return later(held.record, "what is below cannot be listed: ", number);
-  waiters_ = waiters_ || state.underOom;
-  // Since Linux 6.5 one that decided to wait just before the 0 can sleep on: another 0 wakes it.
-  while (state.underOom && !options_.dryRun && clockUs() < deadline_) {
-    sleepUs(kStepUs);
-    if (writeText(file.get(), "0") != 0 || readOomState(file.get(), state) != 0) break;
-  }
+  poke(file.get(), state);
   clear(slot);
   return true;
 }

@@ -38,12 +38,14 @@ bool Restorer::undoMade(const FileRecord& record) {
     case State::Found::kFailed:
       return later(record, "cannot be opened: ", number);
     case State::Found::kGone:
-      skip(record, "gone");
+      // As it should be when the handler has removed it.
+      if (!options_.ownerLives) skip(record, "gone");
       return true;
     case State::Found::kAnother:
       skip(record, "another cgroup has that name now");
       return true;
     case State::Found::kHere:
+      if (options_.ownerLives) return false;
       break;
   }
   std::array<char, kFileLine> path;

@@ -203,6 +203,17 @@ bool isKillable(void* context, pid_t pid) {
   return !found;
 }
 
+struct Sought {
+  pid_t pid;
+  bool found;
+};
+
+bool isSought(void* context, pid_t pid) {
+  auto& sought = *static_cast<Sought*>(context);
+  sought.found = pid == sought.pid;
+  return !sought.found;
+}
+
 bool isAny(void* context, pid_t /*pid*/) {
   *static_cast<bool*>(context) = true;
   return false;
@@ -352,6 +363,21 @@ int forEachDescendant(int directory, VisitGroup visit, void* context) {
   return error;
 }
 
+void readAbove(int directory, std::span<uint64_t> inodes) {
+  std::fill(inodes.begin(), inodes.end(), 0);
+  struct stat below {};
+  if (fstat(directory, &below) != 0) return;
+  Fd at(openat(directory, "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  for (uint64_t& inode : inodes) {
+    struct stat status {};
+    // Another file system: that was the hierarchy's root.
+    if (!at || fstat(at.get(), &status) != 0 || status.st_dev != below.st_dev || status.st_ino == below.st_ino) return;
+    inode = status.st_ino;
+    below = status;
+    at = Fd(openat(at.get(), "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  }
+}
+
 bool hasKillableTask(int directory) {
   bool found = false;
   forEachProcess(directory, true, isKillable, &found);
@@ -361,6 +387,12 @@ bool hasKillableTask(int directory) {
 bool isEmpty(int directory) {
   bool found = false;
   return forEachProcess(directory, true, isAny, &found) == 0 && !found;
+}
+
+bool isListed(int directory, pid_t pid) {
+  Sought sought{pid, false};
+  forEachProcess(directory, false, isSought, &sought);
+  return sought.found;
 }
 
 int openProcess(pid_t pid) {

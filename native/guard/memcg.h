@@ -62,10 +62,16 @@ constexpr size_t kMaxDepth = 64;
 /** All cgroups below, parents first. 0, or the first errno met; ELOOP where cgroups lie deeper than kMaxDepth. */
 int forEachDescendant(int directory, VisitGroup visit, void* context);
 
+/** The inodes of the cgroups above, the nearest first; those that do not fit are left out, and free places are 0. */
+void readAbove(int directory, std::span<uint64_t> inodes);
+
 /** Whether the kernel could kill somebody here or below: any process with oom_score_adj > -1000. */
 bool hasKillableTask(int directory);
 /** Whether there is no process here or below; false also where that cannot be told. */
 bool isEmpty(int directory);
+
+/** Whether a process is listed in this very cgroup. */
+bool isListed(int directory, pid_t pid);
 
 /** /proc/PID, held: whoever gets the number later is not meant by what is opened below it. -1 and errno. */
 int openProcess(pid_t pid);

@@ -166,18 +166,22 @@ void Plan::clear() {
   count_ = 0;
 }
 
-Victim* Plan::next() {
-  Victim* first = nullptr;
-  Rank best{};
-  for (size_t i = 0; i < count_; i++) {
-    Victim& victim = victims_[i];
-    if (victim.struck || victim.isDead()) continue;
-    const Rank rank = rankOf(victim, victim.diesWith());
-    if (first != nullptr && !diesBefore(rank, best)) continue;
-    first = &victim;
-    best = rank;
+Victim* Plan::next(int memcg) {
+  for (;;) {
+    Victim* first = nullptr;
+    Rank best{};
+    for (size_t i = 0; i < count_; i++) {
+      Victim& victim = victims_[i];
+      if (victim.struck || victim.isDead()) continue;
+      const Rank rank = rankOf(victim, victim.diesWith());
+      if (first != nullptr && !diesBefore(rank, best)) continue;
+      first = &victim;
+      best = rank;
+    }
+    // Its pidfd is held, so the number is its own as long as it lives.
+    if (first == nullptr || first->isMemcg() || isListed(memcg, static_cast<pid_t>(first->job.pid))) return first;
+    first->struck = true;
   }
-  return first;
 }
 
 }  // namespace reprieve::guard

@@ -22,7 +22,7 @@ struct Victim {
   /** What it uses is read here: memory.stat, or /proc/PID/status. */
   Fd memory;
   PlanEntry job{};
-  /** We have sent SIGKILL: not to be chosen again. */
+  /** We have sent SIGKILL, or it has left: not to be chosen again. */
   bool struck = false;
 
   bool isMemcg() const { return job.kind == PlanEntry::Kind::kMemcg; }
@@ -77,8 +77,11 @@ class Plan {
     return failed;
   }
 
-  /** The next to die by what each uses now, among those alive that were not struck yet; null when there is none. */
-  Victim* next();
+  /**
+   * The next to die by what each uses now, among those alive that were not struck yet; null when there is none. A
+   * process has to be in `memcg` still: elsewhere its death would bring nothing back.
+   */
+  Victim* next(int memcg);
 
  private:
   std::array<Victim, kMostPlanned> victims_;

@@ -50,9 +50,9 @@ Port::Heard Port::receive(Message& out) {
     }
   }
   if (got == 0 && ended()) return Heard::kEnd;
-  if ((header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) return Heard::kNonsense;
   const std::span<const std::byte> bytes(bytes_.data(), static_cast<size_t>(got));
-  return parseMessage(bytes, count, out) ? Heard::kMessage : Heard::kNonsense;
+  const bool whole = (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0;
+  return parseMessage(bytes, count, out) && whole ? Heard::kMessage : Heard::kNonsense;
 }
 
 void Port::reply(const Reply& reply) const {

@@ -70,9 +70,9 @@ bool parsePlan(std::span<const std::byte> bytes, size_t descriptors, Message& ou
 }  // namespace
 
 bool parseMessage(std::span<const std::byte> bytes, size_t descriptors, Message& out) {
+  out = {};
   if (bytes.size() < kHeaderBytes) return false;
   if (readAt<uint32_t>(bytes, 0) != kMagic || readAt<uint16_t>(bytes, 4) != kProtocolVersion) return false;
-  out = {};
   out.type = static_cast<MessageType>(readAt<uint16_t>(bytes, 6));
   out.seq = readAt<uint32_t>(bytes, 8);
   out.inode = readAt<uint64_t>(bytes, 16);
@@ -86,6 +86,8 @@ bool parseMessage(std::span<const std::byte> bytes, size_t descriptors, Message&
     case MessageType::kHeartbeat:
     case MessageType::kDisarm:
     case MessageType::kBye:
+    case MessageType::kParked:
+    case MessageType::kLeave:
       return descriptors == 0 && bytes.size() == kHeaderBytes;
   }
   return false;

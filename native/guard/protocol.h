@@ -31,6 +31,10 @@ enum class MessageType : uint16_t {
   kHeartbeat = 5,
   kDisarm = 6,
   kBye = 7,
+  /** The handler waits for somebody else: nobody may be killed there. */
+  kParked = 8,
+  /** Like kBye, but not everything was put back: that is left to the guard. */
+  kLeave = 9,
 };
 
 /** A job that may be killed, as it is announced; its descriptor comes beside the message. */
@@ -68,7 +72,10 @@ struct Message {
   std::array<PlanEntry, kMostPlanned> plan;
 };
 
-/** False for what is no message of this version, or does not go with so many descriptors. */
+/**
+ * False for what is no message of this version, or does not go with so many descriptors; of one that has a header
+ * `inode` is told all the same.
+ */
 bool parseMessage(std::span<const std::byte> bytes, size_t descriptors, Message& out);
 
 enum class ReplyType : uint16_t { kReady = 101, kAlive = 102, kFailed = 103, kActing = 104 };
@@ -78,7 +85,7 @@ enum Readiness : uint32_t { kMemoryLocked = 1, kRealtime = 2 };
 /** The code of kFailed. */
 enum class Failure : uint32_t { kBadMessage = 1, kNotMemcg = 2, kOpen = 3, kRegister = 4, kTooMany = 5 };
 /** The code of kActing. */
-enum class Reason : uint32_t { kDied = 1, kSilent = 2, kOverdue = 3 };
+enum class Reason : uint32_t { kDied = 1, kSilent = 2, kOverdue = 3, kLeft = 4 };
 
 struct Reply {
   ReplyType type;

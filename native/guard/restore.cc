@@ -75,16 +75,19 @@ int restoreInstance(int base, const Instance& instance) {
   if (number == ENOENT && !instance.dryRun && unlinkat(base, instance.name, AT_REMOVEDIR) == 0) return kRestored;
   if (number != 0) return fail(instance, "its state cannot be read", number);
 
-  // Where the handler still lives, it lives in the cgroup that it made.
-  const unsigned parts = State::kAll & ~(state.ownerAlive() ? State::kMade : 0U);
   Instance copy = instance;
-  const State::Counts counts =
-      state.restore(parts, {.dryRun = instance.dryRun, .say = printSaid, .context = &copy, .settleMs = kSettleMs});
+  const State::Counts counts = state.restore(State::kAll, {.dryRun = instance.dryRun,
+                                                           .say = printSaid,
+                                                           .context = &copy,
+                                                           .settleMs = kSettleMs,
+                                                           .ownerLives = state.ownerAlive(),
+                                                           .sparesClaimed = true});
   const bool all = counts.pending == 0;
+  const bool any = counts.restored + counts.skipped + counts.pending + counts.torn > 0;
   line.add(": ").addSigned(counts.restored).add(instance.dryRun ? " to put back, " : " put back, ");
   line.addSigned(counts.skipped).add(" left alone, ").addSigned(counts.pending).add(" pending");
   if (counts.torn > 0) line.add(", ").addSigned(counts.torn).add(" torn");
-  print(STDOUT_FILENO, line);
+  if (any) print(STDOUT_FILENO, line);
   if (instance.dryRun || !all || !state.empty()) return all ? kRestored : kPending;
   const int removed = state.remove(base, instance.name);
   return removed == 0 ? kRestored : fail(instance, "cannot be removed", removed);

@@ -293,6 +293,7 @@ bool Restorer::putBackHere(size_t slot, const Held& held, const Group& group, in
     if (usage > group.was[chosen]) return later(record, "more than that is in use");
   }
   OomState oom{};
+  if (killer && options_.sparesClaimed && isClaimed(directory)) return later(record, "another handler has armed it");
   if (killer && group.was[chosen] == 0) {
     if (const int number = readOomState(file.get(), oom); number != 0) return given(number, "cannot be read: ");
     if (isParked(directory, oom)) return later(record, "tasks wait in it, and the kernel may kill none of them");

@@ -22,6 +22,8 @@ State::Part partOf(const FileRecord& record);
 bool isGone(int number);
 /** Waiters would spin if they were handed to the kernel: somebody is there, and it may kill none of them. */
 bool isParked(int directory, const OomState& state);
+/** Who arms a memcg claims its directory: whether somebody does, by another descriptor than this one. */
+bool isClaimed(int directory);
 /** How much is in use of what `limit` limits: 0 or an errno. */
 int readUsage(int directory, std::string_view limit, uint64_t& out);
 void addError(Line& line, int number);
@@ -35,6 +37,7 @@ class Restorer {
 
   State::Counts run(unsigned parts);
   int thawHolding(std::span<const pid_t> pids);
+  bool waitsBelow(int directory) const;
 
  private:
   /** A record with the line that its texts lie in. */
@@ -76,7 +79,10 @@ class Restorer {
   void sweep(State::Part part);
   void finishKillers(int pendingBefore);
   bool finishKiller(size_t slot, const Held& held);
+  bool hasInherited(int directory, Fd& control, OomState& state) const;
   static bool releaseInherited(void* context, int directory, const char* name);
+  static bool findWaiting(void* context, int directory, const char* name);
+  void poke(int control, OomState& state);
 
   void restoreScores();
   bool restoreScore(const ScoreRecord& record);

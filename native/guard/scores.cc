@@ -14,12 +14,13 @@ namespace {
 constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
 constexpr int kScoreMax = 1000;  // OOM_SCORE_ADJ_MAX of <linux/oom.h>
 
-/** The raised values of one home, and since when a process may have been born with each. */
+/** By the raised values of one home: since when a process may have been born with it, and the lowest that it was
+ * before. */
 struct Raised {
   Restorer* restorer;
-  int lowest;
   bool failed;
   std::array<uint64_t, 2 * kScoreMax + 1> since;
+  std::array<int16_t, 2 * kScoreMax + 1> was;
 };
 
 size_t placeOf(int score) {
@@ -69,13 +70,13 @@ bool Restorer::restoreBorn(void* context, pid_t pid) {
   const Fd process(openProcess(pid));
   int score = 0;
   uint64_t started = 0;
-  if (!process || readScoreAdj(process.get(), score) != 0 || score == raised.lowest) return true;
-  if (std::abs(score) > kScoreMax) return true;
+  if (!process || readScoreAdj(process.get(), score) != 0 || std::abs(score) > kScoreMax) return true;
   const uint64_t since = raised.since[placeOf(score)];
+  const int was = raised.was[placeOf(score)];
   // One tick of tolerance: both are rounded down.
   if (since == kNever || readStartTime(process.get(), started) != 0 || started + 1 < since) return true;
   if (self.isRecordedScore(pid, started)) return true;
-  const int number = self.options_.dryRun ? 0 : writeScoreAdj(process.get(), raised.lowest);
+  const int number = self.options_.dryRun ? 0 : writeScoreAdj(process.get(), was);
   if (number == ESRCH || isGone(number)) return true;
   if (number != 0) {
     raised.failed = true;
@@ -83,7 +84,7 @@ bool Restorer::restoreBorn(void* context, pid_t pid) {
   }
   self.counts_.restored++;
   Line line;
-  line.add(self.verb()).add(": oom_score_adj of process ").addSigned(pid).add(": ").addSigned(raised.lowest);
+  line.add(self.verb()).add(": oom_score_adj of process ").addSigned(pid).add(": ").addSigned(was);
   self.say(line.add(", for the ").addSigned(score).add(" that it inherited"));
   return true;
 }
@@ -94,16 +95,20 @@ bool Restorer::restoreBornSince(const FileRecord& home) {
   const State::Found found = state_.openGroup(home, directory, number);
   if (found == State::Found::kFailed) return later(home, "cannot be opened: ", number);
   if (found != State::Found::kHere) return true;
-  Raised raised{this, kScoreMax + 1, false, {}};
+  Raised raised{this, false, {}, {}};
   raised.since.fill(kNever);
+  raised.was.fill(kScoreMax);
+  bool any = false;
   forEachScore(state_.scores_.get(), [&](size_t, const ScoreRecord& record) {
     if (record.home != home.inode || record.was == record.wrote) return true;
-    raised.lowest = std::min(raised.lowest, record.was);
     uint64_t& since = raised.since[placeOf(record.wrote)];
+    int16_t& was = raised.was[placeOf(record.wrote)];
     since = std::min(since, record.raisedAt);
+    was = std::min(was, static_cast<int16_t>(record.was));
+    any = true;
     return true;
   });
-  if (raised.lowest > kScoreMax) return true;
+  if (!any) return true;
   // Twice: a child that is forked between the listing and the write to its parent inherits the raised value.
   for (int i = 0; i < (options_.dryRun ? 1 : 2) && number == 0; i++) {
     number = forEachProcess(directory.get(), home.name == "deep", restoreBorn, &raised);

@@ -32,6 +32,16 @@ int readAtLimit(const Fd& usageFile, const Fd& limitFile, bool& full) {
   return 0;
 }
 
+/** What a slot shows by itself. */
+int lookAt(const Slot& slot, Look& out) {
+  out = {};
+  OomState state{};
+  if (const int failed = readOomState(slot.control.get(), state); failed != 0) return failed;
+  out.killDisabled = state.killDisabled;
+  out.underOom = state.underOom;
+  return out.underOom ? slot.readFull(out.full) : 0;
+}
+
 }  // namespace
 
 int Slot::open(Fd memcg, const Message& arm, Failure& failure) {
@@ -64,18 +74,10 @@ int Slot::open(Fd memcg, const Message& arm, Failure& failure) {
   respondMs = arm.respondMs;
   handleMs = arm.handleMs;
   original = arm.original;
+  readAbove(directory.get(), above);
   path.fill('\0');
   std::copy(arm.path.begin(), arm.path.end(), path.begin());
   return 0;
-}
-
-int Slot::look(Look& out) const {
-  out = {};
-  OomState state{};
-  if (const int failed = readOomState(control.get(), state); failed != 0) return failed;
-  out.killDisabled = state.killDisabled;
-  out.underOom = state.underOom;
-  return out.underOom ? readFull(out.full) : 0;
 }
 
 int Slot::readFull(bool& full) const {
@@ -102,6 +104,18 @@ Slot* Slots::find(uint64_t inode) {
     }
   }
   return nullptr;
+}
+
+int Slots::look(const Slot& slot, Look& out) {
+  const int failed = lookAt(slot, out);
+  if (failed != 0 || !out.underOom) return failed;
+  for (const uint64_t inode : slot.above) {
+    Look above;
+    const Slot* const other = find(inode);
+    // As findOwner() in src/source/owner.ts has it. One that is gone is nobody's owner.
+    if (other != nullptr && lookAt(*other, above) == 0 && above.mayWait()) out.owner = other;
+  }
+  return 0;
 }
 
 Slot* Slots::take(uint64_t inode) {

@@ -11,15 +11,30 @@
 
 namespace reprieve::guard {
 
+struct Slot;
+
 /** How a memcg stands now. */
 struct Look {
   bool killDisabled = false;
   bool underOom = false;
-  /** Its usage is at its limit: it is the one that is out of memory, not one above it. Only read while under OOM. */
+  /** Its usage is at its limit. Only read while under OOM, which shows in all memcgs below one that is out of memory.
+   */
   bool full = false;
+  /** The topmost armed memcg above that is full and under OOM itself: it is that one's condition, not this one's. */
+  const Slot* owner = nullptr;
 
-  /** Tasks wait here, and nobody but us would end that. */
-  bool waits() const { return underOom && killDisabled && full; }
+  /** Tasks of this memcg's own condition wait, and nobody but us would end that. */
+  bool waits() const { return mayWait() && owner == nullptr; }
+  /** Tasks may wait at this memcg's limit. */
+  bool mayWait() const { return underOom && killDisabled && full; }
+};
+
+/** What the handler has said of a memcg. */
+struct Condition {
+  bool open = false;
+  /** It may kill nobody, and waits for somebody else. */
+  bool parked = false;
+  uint64_t since = 0;
 };
 
 /** The time for which somebody has waited in a memcg, by the guard's own clock. */
@@ -61,8 +76,9 @@ struct Slot {
   uint32_t respondMs = 0;
   uint32_t handleMs = 0;
   bool original = false;
-  /** The handler has said that it handles a condition here. */
-  bool opened = false;
+  /** The inodes of the memcgs above, the nearest first; of more than these the nearest. */
+  std::array<uint64_t, 32> above{};
+  Condition condition;
   /** The memcg is the kernel's again. */
   bool handedOver = false;
   Clock clock;
@@ -73,8 +89,6 @@ struct Slot {
   std::string_view pathText() const { return {path.data()}; }
   /** Opens what is needed of the directory: 0 or an errno, and in `failure` what failed. The event is registered. */
   int open(Fd memcg, const Message& arm, Failure& failure);
-  /** 0 or an errno; ENODEV: the memcg is gone. */
-  int look(Look& out) const;
   /** Whether the usage is at the limit: 0 or an errno. */
   int readFull(bool& full) const;
 };
@@ -89,6 +103,9 @@ class Slots {
   /** Maps more places if none is free; false when there is none afterwards. */
   bool makeRoom();
   Slot* find(uint64_t inode);
+  bool empty() const { return free_ == chunks_ * kPerChunk; }
+  /** 0 or an errno; ENODEV: the memcg is gone. */
+  int look(const Slot& slot, Look& out);
   /** A free place, to be filled at once; null when there is none. */
   Slot* take(uint64_t inode);
   void drop(Slot& slot);

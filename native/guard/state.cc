@@ -64,20 +64,23 @@ bool State::frozen() const {
   return found;
 }
 
-bool State::limitRaised() const {
+bool State::limitRaised(uint64_t inode) const {
   bool found = false;
   forEachFile(files_.get(), [&](const FileRecord& record) {
     uint64_t was = 0;
     uint64_t usage = 0;
     Fd directory;
     int number = 0;
-    if (record.kind != Kind::kFile || !parseValue(record.name, record.was, was)) return true;
+    if (record.kind != Kind::kFile || (inode != 0 && record.inode != inode)) return true;
+    if (!parseValue(record.name, record.was, was)) return true;
     found = openGroup(record, directory, number) == Found::kHere &&
             readUsage(directory.get(), record.name, usage) == 0 && usage > was;
     return !found;
   });
   return found;
 }
+
+bool State::waitsBelow(int directory) { return Restorer(*this, {}).waitsBelow(directory); }
 
 bool State::empty() const {
   bool any = false;

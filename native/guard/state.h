@@ -29,6 +29,11 @@ class State {
     void* context = nullptr;
     /** How long to wait for waiters to be gone, and to try again what is pending. With 0 it never waits. */
     int settleMs = 0;
+    /** Where the handler lives on, it may live in a cgroup that it made: only what it has removed itself is forgotten.
+     */
+    bool ownerLives = false;
+    /** A recorded memcg that is claimed is another handler's now, and waits until that one has left it. */
+    bool sparesClaimed = false;
   };
   struct Counts {
     int restored;
@@ -48,8 +53,14 @@ class State {
 
   /** Whether something that we froze is still written down. */
   bool frozen() const;
-  /** Whether somewhere more is in use than the limit that is to be put back: someone has to die first. */
-  bool limitRaised() const;
+  /**
+   * Whether more is in use than a limit that is to be put back allows, so that someone has to die first; in the memcg
+   * of that inode, or with 0 anywhere.
+   */
+  bool limitRaised(uint64_t inode) const;
+  /** Whether tasks wait in a memcg below, made since, which inherited oom_kill_disable; false where that cannot be
+   * told. */
+  bool waitsBelow(int directory);
   /** Whether no record is left. Torn lines are none. */
   bool empty() const;
 

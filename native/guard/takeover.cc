@@ -50,6 +50,8 @@ constexpr std::string_view whyActing(Reason reason) {
       return " is silent while somebody waits";
     case Reason::kOverdue:
       return " has let somebody wait for too long";
+    case Reason::kLeft:
+      return " has closed, and could not put everything back";
   }
   return "";
 }
@@ -59,6 +61,11 @@ constexpr std::string_view whyActing(Reason reason) {
 bool holdsFrozen(int instance) {
   State state;
   return state.open(instance) == 0 && state.frozen();
+}
+
+bool waitsBelow(int instance, int directory) {
+  State state;
+  return state.open(instance) == 0 && state.waitsBelow(directory);
 }
 
 int Takeover::run(Reason reason, const Slot* cause) {
@@ -83,23 +90,25 @@ int Takeover::run(Reason reason, const Slot* cause) {
 void Takeover::revoke(Reason reason, const Slot* cause) {
   scene_.words.revoke();
   const bool gone = handlerGone(0);
-  const bool kills = scene_.settings.killHandler && !gone;
-  ends_ = kills || reason == Reason::kDied;
+  const bool fails = reason == Reason::kSilent || reason == Reason::kOverdue;
+  const bool kills = scene_.settings.killHandler && fails && !gone;
+  // Who left may do so at the exit of its process.
+  ends_ = kills || !fails;
   const int failed = kills ? sendSignal(scene_.handler, SIGKILL) : 0;
   scene_.port.reply({ReplyType::kActing, 0, static_cast<uint32_t>(reason), cause != nullptr ? cause->inode : 0, 0});
 
   Line line;
   line.add("handler ").add(static_cast<uint64_t>(scene_.handlerPid)).add(whyActing(reason));
-  // What is closed may also be the last thing but one that a process does.
-  if (kills) line.add(reason == Reason::kDied ? "; SIGKILL, in case that it did not" : "; it is killed");
-  if (!gone && !kills && reason != Reason::kDied) line.add("; it lives, and may not act any more");
+  if (kills) line.add("; it is killed");
+  if (!gone && !kills && fails) line.add("; it lives, and may not act any more");
   scene_.account.note(line.view());
   if (failed != 0 && failed != ESRCH) noteFailure("killing the handler", failed);
 }
 
 bool Takeover::handlerGone(uint64_t waitUs) const {
+  // Without a descriptor it was dead before the guard began.
   pollfd entry{scene_.handler, POLLIN, 0};
-  return poll(&entry, 1, static_cast<int>(waitUs / kMillisecond)) == 1;
+  return scene_.handler < 0 || poll(&entry, 1, static_cast<int>(waitUs / kMillisecond)) == 1;
 }
 
 /** Who was announced dies, in all memcgs at once, as long as that is needed and there is time. */
@@ -115,8 +124,8 @@ void Takeover::climb() {
   bool climbing = false;
   scene_.slots.forEach([&](Slot& slot) {
     Look look;
-    if (slot.look(look) != 0) return;
-    if (!look.underOom && !slot.clock.running && !slot.opened) return;
+    if (scene_.slots.look(slot, look) != 0) return;
+    if (!look.underOom && !slot.clock.running && !slot.condition.open) return;
     slot.climb.phase = Climb::Phase::kWatching;
     slot.climb.notBefore = begun_ + kGrace;
     climbing = true;
@@ -141,10 +150,12 @@ bool Takeover::step(Slot& slot) {
   if (climb.phase == Climb::Phase::kKilling) return true;
 
   Look look;
-  if (slot.look(look) != 0) {
+  if (scene_.slots.look(slot, look) != 0) {
     climb.phase = Climb::Phase::kDone;
     return false;
   }
+  // As long as the one above is at it. What is left when that is done is this one's own.
+  if (look.owner != nullptr && look.owner->climb.phase != Climb::Phase::kDone) return true;
   const uint64_t now = clockUs();
   if (needsVictim(slot, look)) {
     climb.calmSince = 0;
@@ -162,14 +173,14 @@ bool Takeover::step(Slot& slot) {
 bool Takeover::needsVictim(const Slot& slot, const Look& look) const {
   if (look.waits()) return true;
   // Frozen tasks do not count as waiting. Let go too early, they would use up what the limit was raised by.
-  if (!slot.opened) return false;
+  if (!slot.condition.open) return false;
   bool full = false;
-  return raised_ || (frozen_ && slot.readFull(full) == 0 && full);
+  return (raised_ && state_.limitRaised(slot.inode)) || (frozen_ && slot.readFull(full) == 0 && full);
 }
 
 /** SIGKILL for who is next there; false when nobody is. */
 bool Takeover::strike(Slot& slot) {
-  Victim* victim = slot.plan.next();
+  Victim* victim = slot.plan.next(slot.directory.get());
   if (victim == nullptr) return false;
   const uint64_t brings = victim->diesWith();
   victim->struck = true;
@@ -225,7 +236,7 @@ void Takeover::readHeld() {
   if (!hasState_ || (heldReadAt_ != 0 && now - heldReadAt_ < kHeldEvery)) return;
   heldReadAt_ = now;
   frozen_ = state_.frozen();
-  raised_ = state_.limitRaised();
+  raised_ = state_.limitRaised(0);
 }
 
 /** Limits back, jobs thawed, and the memcgs to the kernel. */
@@ -234,7 +245,7 @@ void Takeover::release() {
   putBack(State::kFreezers);
   scene_.slots.forEach([this](Slot& slot) {
     Look look;
-    if (slot.look(look) == 0 && look.waits() && !slot.original) {
+    if (scene_.slots.look(slot, look) == 0 && look.waits() && !slot.original) {
       scene_.account.note(lineOn(slot, "the kernel's turn in ").view());
     }
   });
@@ -243,7 +254,7 @@ void Takeover::release() {
   // What stands armed now was not written down, or there is nobody whom the kernel could kill.
   scene_.slots.forEach([this](Slot& slot) {
     Look look;
-    if (slot.look(look) == 0) handOver(slot, look);
+    if (scene_.slots.look(slot, look) == 0) handOver(slot, look);
   });
   if (const int failed = scene_.account.write(scene_.instance); failed != 0) noteFailure("writing the record", failed);
 }
@@ -255,7 +266,7 @@ bool Takeover::handOver(Slot& slot, const Look& look) {
     return true;
   }
   // With nobody there that the kernel can kill, its waiters would spin for ever.
-  if (look.waits() && !isEmpty(slot.directory.get()) && !hasKillableTask(slot.directory.get())) {
+  if (look.mayWait() && !isEmpty(slot.directory.get()) && !hasKillableTask(slot.directory.get())) {
     strike(slot);
     return false;
   }
@@ -269,7 +280,7 @@ bool Takeover::handOver(Slot& slot, const Look& look) {
 /** Sees to it that nobody waits here; false as long as somebody does. */
 bool Takeover::settle(Slot& slot) {
   Look look;
-  if (slot.look(look) != 0) {
+  if (scene_.slots.look(slot, look) != 0) {
     slot.handedOver = true;
     return true;
   }
@@ -308,9 +319,8 @@ void Takeover::awaitWaiters(uint64_t mostUs) {
 /** What has to wait until the kernel has killed whom it was to kill. */
 void Takeover::putBackRest() {
   constexpr int kSettleMs = 200;
-  // It moves the handler, too: only a dead one, and the guard itself, are no loss where they go.
-  const unsigned parts = handlerGone(ends_ ? kLongestSettling : 0) ? State::kAll : State::kAll & ~State::kMade;
-  pending_ = putBack(parts, kSettleMs).pending;
+  ownerLives_ = !handlerGone(ends_ ? kLongestSettling : 0);
+  pending_ = putBack(State::kAll, kSettleMs).pending;
 }
 
 /** Nobody there can be killed, and to let the kernel try would hang a processor: it is said, and looked at again. */
@@ -366,6 +376,7 @@ State::Counts Takeover::putBack(unsigned parts, int settleMs) {
   if (!hasState_ || parts == 0) return {};
   State::Options options;
   options.settleMs = settleMs;
+  options.ownerLives = ownerLives_;
   options.context = &scene_.account;
   options.say = [](void* account, const char* line) { static_cast<Account*>(account)->note(line); };
   const State::Counts counts = state_.restore(parts, options);

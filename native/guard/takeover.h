@@ -45,6 +45,8 @@ struct Scene {
 
 /** Whether jobs stand frozen that this instance froze. */
 bool holdsFrozen(int instance);
+/** Whether tasks wait in a memcg below, which was made there and inherited a 1 that nobody wrote down. */
+bool waitsBelow(int instance, int directory);
 
 /**
  * What the guard does in place of a handler that cannot: who was announced dies, one after the other, while that is
@@ -90,6 +92,7 @@ class Takeover {
   uint64_t begun_ = 0;
   /** The handler is gone or will soon be. */
   bool ends_ = false;
+  bool ownerLives_ = false;
   // What the handler did and is not undone yet: jobs frozen; a limit raised, and more in use than it goes back to.
   bool frozen_ = false;
   bool raised_ = false;

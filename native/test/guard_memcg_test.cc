@@ -258,6 +258,33 @@ TEST_CASE_FIXTURE(NoLeaks, "a process is known by its number and its start") {
   CHECK(openProcess(pid) == -1);
 }
 
+TEST_CASE_FIXTURE(NoLeaks, "readAbove: the nearest first, up to the hierarchy's root and not beyond") {
+  NEEDS_MEMCG();
+  const Memcg top;
+  const Memcg middle(&top);
+  const Memcg bottom(&middle);
+  struct stat root {};
+  REQUIRE(stat("/sys/fs/cgroup/memory", &root) == 0);
+  std::array<uint64_t, 5> above{};
+  readAbove(bottom.directory().descriptor(), above);
+  CHECK(above == std::array<uint64_t, 5>{middle.directory().inode(), top.directory().inode(), root.st_ino, 0, 0});
+  std::array<uint64_t, 1> nearest{};
+  readAbove(bottom.directory().descriptor(), nearest);
+  CHECK(nearest[0] == middle.directory().inode());
+  readAbove(-1, above);
+  CHECK(above == std::array<uint64_t, 5>{});
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "isListed means this very cgroup") {
+  const Plain plain;
+  plain.make("/a");
+  plain.list({1234, 12345});
+  plain.list({23456}, "/a");
+  CHECK(isListed(plain.fd(), 12345));
+  CHECK_FALSE(isListed(plain.fd(), 123));
+  CHECK_FALSE(isListed(plain.fd(), 23456));
+}
+
 TEST_CASE_FIXTURE(NoLeaks, "hasKillableTask and isEmpty look below too") {
   const Plain plain;
   plain.make("/a");

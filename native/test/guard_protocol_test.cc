@@ -124,7 +124,7 @@ TEST_CASE("parseMessage ends a name that fills its field") {
 
 TEST_CASE("parseMessage refuses what is no message") {
   for (const auto type : {MessageType::kOpened, MessageType::kResolved, MessageType::kHeartbeat, MessageType::kDisarm,
-                          MessageType::kBye}) {
+                          MessageType::kBye, MessageType::kParked, MessageType::kLeave}) {
     Message message;
     CHECK(Bytes(type).parse(0, message));
     CHECK(message.type == type);
@@ -136,7 +136,15 @@ TEST_CASE("parseMessage refuses what is no message") {
   CHECK_FALSE(Bytes(MessageType::kBye).put<uint32_t>(0, 0x31475053).parse(0));
   CHECK_FALSE(Bytes(MessageType::kBye).put<uint16_t>(4, 2).parse(0));
   CHECK_FALSE(Bytes(static_cast<MessageType>(0)).parse(0));
-  CHECK_FALSE(Bytes(static_cast<MessageType>(8)).parse(0));
+  CHECK_FALSE(Bytes(static_cast<MessageType>(10)).parse(0));
+}
+
+TEST_CASE("parseMessage tells whose a message was that it refuses") {
+  Message message;
+  CHECK_FALSE(Bytes(MessageType::kArm).put<uint64_t>(16, 4711).parse(0, message));
+  CHECK(message.inode == 4711);
+  CHECK_FALSE(Bytes(MessageType::kArm).resize(12).parse(0, message));
+  CHECK(message.inode == 0);
 }
 
 TEST_CASE("encodeReply puts each field in its place") {

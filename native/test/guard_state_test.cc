@@ -307,14 +307,14 @@ TEST_CASE_FIXTURE(NoLeaks, "memory.max is never put below what is in use") {
   std::ofstream(group + "/memory.max") << "2097152\n";
   std::ofstream(group + "/memory.current") << "1048577\n";
   scene.file("memory.max", "/a", inodeOf(group), "1048576 2097152");
-  CHECK(scene.state().limitRaised());
+  CHECK(scene.state().limitRaised(0));
   CHECK(scene.restore(State::kAll, true) == State::Counts{0, 0, 1, 0});
   CHECK(scene.restore() == State::Counts{0, 0, 1, 0});
   CHECK(scene.heard("pending: memory.max of /a: more than that is in use\n"));
   CHECK(readText(group + "/memory.max") == "2097152\n");
   CHECK_FALSE(scene.state().empty());
   std::ofstream(group + "/memory.current") << "1048576\n";
-  CHECK_FALSE(scene.state().limitRaised());
+  CHECK_FALSE(scene.state().limitRaised(0));
   CHECK(scene.restore() == State::Counts{1, 0, 0, 0});
   CHECK(readText(group + "/memory.max") == "1048576\n");
   CHECK(scene.state().empty());
@@ -547,7 +547,7 @@ TEST_CASE_FIXTURE(NoLeaks, "oom_score_adj goes back to its process and to those 
     CHECK(scene.restore(State::kAll, true) == State::Counts{5, 2, 0, 1});
     CHECK(scoreOf(parent.pid()) == 900);
     CHECK(scene.restore() == State::Counts{5, 2, 0, 1});
-    CHECK(scoreOf(below.pid()) == 0);
+    CHECK(scoreOf(below.pid()) == 100);
   }
   SUBCASE("flat") {
     scene.file("home flat " + std::to_string(inode) + " 0 0 /home");
@@ -557,9 +557,9 @@ TEST_CASE_FIXTURE(NoLeaks, "oom_score_adj goes back to its process and to those 
   CHECK(scoreOf(parent.pid()) == 100);
   CHECK(scoreOf(other.pid()) == 50);
   CHECK(scoreOf(changed.pid()) == 700);
-  // The lowest of the home's records.
-  CHECK(scoreOf(born.pid()) == 0);
-  CHECK(scoreOf(reused.pid()) == 0);
+  // The lowest of those that were given the same.
+  CHECK(scoreOf(born.pid()) == 100);
+  CHECK(scoreOf(reused.pid()) == 100);
   CHECK(scoreOf(own.pid()) == 650);
   CHECK(scoreOf(stranger.pid()) == 900);
   CHECK(scene.state().empty());
@@ -669,6 +669,28 @@ TEST_CASE_FIXTURE(NoLeaks, "what was born below is seen to even if somebody wrot
   CHECK(scene.state().empty());
 }
 
+TEST_CASE_FIXTURE(NoLeaks, "what another handler has armed since waits for that one, unless it is our own") {
+  NEEDS_MEMCG();
+  Scene scene;
+  const Memcg armed;
+  armed.write("memory.oom_control", "1");
+  scene.armed(armed);
+  REQUIRE(*armed.directory().claim());
+  const State::Options options{.say = nullptr, .sparesClaimed = true};
+  CHECK(scene.state().restore(State::kAll, options) == State::Counts{0, 0, 1, 0});
+  CHECK(disabled(armed) == "1");
+  SUBCASE("left") {
+    armed.directory().unclaim();
+    CHECK(scene.state().restore(State::kAll, options) == State::Counts{1, 0, 0, 0});
+  }
+  SUBCASE("our own") {
+    CHECK(scene.restore() == State::Counts{1, 0, 0, 0});
+    armed.directory().unclaim();
+  }
+  CHECK(disabled(armed) == "0");
+  CHECK(scene.state().empty());
+}
+
 TEST_CASE_FIXTURE(NoLeaks, "a memcg that was made anew is not ours") {
   NEEDS_MEMCG();
   Scene scene;
@@ -745,7 +767,7 @@ TEST_CASE_FIXTURE(NoLeaks, "a limit below what is in use stays where it is until
   Child holder(memcg.inside([] { leak(32 * kMiB); }));
   CHECK(waitFor([&] { return std::stoul(memcg.read("memory.usage_in_bytes")) >= 32 * kMiB; }));
   scene.file("memory.limit_in_bytes", below(memcg), memcg.directory().inode(), "16777216 67108864");
-  CHECK(scene.state().limitRaised());
+  CHECK(scene.state().limitRaised(0));
   CHECK(scene.restore() == State::Counts{0, 0, 1, 0});
   CHECK(scene.heard("busy (errno 16)"));
   CHECK(memcg.read("memory.limit_in_bytes") == "67108864\n");

@@ -111,37 +111,36 @@ export class ScoreRegister {
 
   /** Brings a process to what is wanted of it now. */
   #write(process: Process, raised: Raised): void {
-    const { pid } = process;
-    const { started, was, homes, entry: before } = raised;
-    const [first] = homes;
+    const { was, homes, entry: before } = raised;
     const target = Math.max(was, ...raised.wanted.values());
-    if (target !== was && first !== undefined) {
-      const raisedAt = this.#hierarchy.startTime();
-      for (const nursery of homes) {
-        const { members, elders } = this.#homeOf(nursery);
-        members.add(pid);
-        const elder = elders.get(target) ?? { was, raisedAt };
-        elders.set(target, { was: Math.min(was, elder.was), raisedAt: Math.min(raisedAt, elder.raisedAt) });
-      }
-      if (target === raised.written && before !== null) return;
-      raised.entry = this.#hierarchy.ledger.score({
-        pid,
-        started,
-        raisedAt,
-        was,
-        wrote: target,
-        home: first.memcg.inode,
-      });
-    }
+    const raisedAt = this.#hierarchy.startTime();
     try {
+      if (target === was) raised.entry = null;
+      else if (target !== raised.written || before === null)
+        raised.entry = this.#writeDown(process, raised, target, raisedAt);
+      else for (const nursery of homes) this.#homeOf(nursery);
       if (target !== raised.written) process.setScoreAdj(target);
     } catch (error) {
       if (raised.entry !== before) raised.entry?.clear();
       raised.entry = before;
+      for (const nursery of homes) this.#dropEmptyHome(nursery);
       throw error;
     }
     raised.written = target;
-    before?.clear();
+    if (raised.entry !== before) before?.clear();
+    if (target === was) return;
+    for (const nursery of homes) {
+      const { members, elders } = this.#homeOf(nursery);
+      members.add(process.pid);
+      const elder = elders.get(target) ?? { was, raisedAt };
+      elders.set(target, { was: Math.min(was, elder.was), raisedAt: Math.min(raisedAt, elder.raisedAt) });
+    }
+  }
+
+  #writeDown(process: Process, { started, was, homes }: Raised, wrote: number, raisedAt: number): Entry {
+    const [first] = homes.map((nursery) => this.#homeOf(nursery));
+    const home = first?.nursery.memcg.inode ?? 0;
+    return this.#hierarchy.ledger.score({ pid: process.pid, started, raisedAt, was, wrote, home });
   }
 
   #homeOf(nursery: Nursery): Home {
@@ -183,6 +182,10 @@ export class ScoreRegister {
         });
       }
     }
+    this.#dropEmptyHome(nursery);
+  }
+
+  #dropEmptyHome(nursery: Nursery): void {
     const home = this.#homes.get(keyOf(nursery));
     if (home === undefined || home.members.size > 0) return;
     this.#homes.delete(keyOf(nursery));

@@ -6,6 +6,7 @@ import type { MemoryUse, Process, Waiter } from './cgroup.js';
 
 export interface RealProcess extends Process {
   readonly pidfd: Pidfd;
+  readonly closed: boolean;
 }
 
 /** Fields of /proc/PID/status (proc_pid_status(5)). Reading them never waits for the process's memory. */
@@ -36,6 +37,7 @@ export function openProcess(native: NativeBinding, pid: number, epoch: Epoch): R
 
 class OpenProcess implements RealProcess {
   #status: ControlFile | undefined;
+  closed = false;
 
   constructor(
     readonly pid: number,
@@ -77,6 +79,7 @@ class OpenProcess implements RealProcess {
   }
 
   close(): void {
+    this.closed = true;
     this.#status?.close();
     this.directory.close();
     this.pidfd.close();

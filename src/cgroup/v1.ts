@@ -430,6 +430,11 @@ export function pidfdOf(process: Process): Pidfd {
   return (process as RealProcess).pidfd;
 }
 
+/** Whether it is still held by its descriptor. */
+export function isOpen(held: Memcg | Process): boolean {
+  return !(held as MemcgV1 | RealProcess).closed;
+}
+
 function killing(run: () => number): number {
   try {
     return run();

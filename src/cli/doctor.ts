@@ -74,6 +74,22 @@ export function diagnose(found: Capabilities): DoctorReport {
     'Linux 5.3 or later',
   );
   row(
+    'guard',
+    'needed',
+    found.guard.path !== null,
+    found.guard.path ?? (found.guard.whyNot.split('\n')[0] || 'not there'),
+    'nobody acts when the handler is killed or hangs, so none is opened',
+    'npm rebuild reprieve, or node scripts/install.mjs --from-source',
+  );
+  row(
+    'state directory',
+    'needed',
+    found.state.writable,
+    `${found.state.directory}, ${found.state.writable ? 'can be written' : 'cannot be written'}`,
+    'what is changed cannot be written down first, so nothing is changed',
+    'run as root, or name another one: the `stateDirectory` option',
+  );
+  row(
     'cgroup v2',
     'better',
     cgroupV2 !== null,

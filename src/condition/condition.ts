@@ -54,7 +54,7 @@ export interface ConditionSetup {
   reserve: ConditionReserve;
   preference: Pick<KernelPreference, 'prepareHandOver'>;
   /** Tells the guard who may die. */
-  plan: (sampled: readonly Job[]) => void;
+  plan: () => void;
   /** Reads the handler's page faults so far. */
   readFaults: (out: Float64Array) => void;
   /** Hands the condition to whoever iterates. */
@@ -269,7 +269,7 @@ export class OomCondition {
       this.#failed(error);
     }
     if (!this.open) return;
-    hierarchy.guard.opened(this.#setup.owner);
+    if (this.#state !== 'parked') hierarchy.guard.opened(this.#setup.owner);
     this.#report.openedAt = new Date(Date.now() - (hierarchy.clock.nowUs() - this.#openedUs) / 1000).toISOString();
     const left = options.handleWithin - this.#sinceUs() / 1000;
     this.#after('handle', Math.max(0, left), () => {
@@ -412,6 +412,10 @@ export class OomCondition {
       this.#step(`no answer within ${respondWithin} ms`);
       this.#nextRung();
     };
+    const snapshot = this.#keep(this.#takeSnapshot());
+    const { hierarchy, owner, plan } = this.#setup;
+    // Should whoever is asked be the end of us: jobs may have come since the guard was told.
+    if (hierarchy.guard.lacks(owner, snapshot.jobs)) plan();
     if (rung.decide === 'caller') {
       this.#after('respond', respondWithin, answerIsLate);
       if (!this.#delivered) {
@@ -420,10 +424,6 @@ export class OomCondition {
       }
       return;
     }
-    const snapshot = this.#keep(this.#takeSnapshot());
-    const { hierarchy, owner, plan } = this.#setup;
-    // Should the policy be the end of us: jobs may have come since the guard was told.
-    if (hierarchy.guard.lacks(owner, snapshot.jobs)) plan(snapshot.jobs);
     let answer: Decision | PromiseLike<Decision>;
     try {
       answer = rung.decide(snapshot, this.#context());
@@ -763,7 +763,7 @@ export class OomCondition {
     if (this.#state !== 'parked') {
       const message = `${this.owner} stays parked: no task can be killed by the kernel and no job may be killed (${why})`;
       this.#enter('parked', message);
-      this.#setup.hierarchy.guard.resolved(owner); // nor can the guard do anything: this is in somebody else's hands
+      this.#setup.hierarchy.guard.parked(owner);
       alarm(message);
     }
     this.#look();

@@ -57,7 +57,7 @@ export function dryHierarchy(hierarchy: Hierarchy): Hierarchy {
     kind: hierarchy.kind,
     clock: { nowUs: () => hierarchy.clock.nowUs(), after: () => () => {} },
     ledger: hierarchy.ledger,
-    guard: NO_GUARD,
+    guard: { ...NO_GUARD, lacks: (memcg, jobs) => hierarchy.guard.lacks(memcg, jobs) },
     startTime: () => hierarchy.startTime(),
     open: (path) => hierarchy.open(path),
     openProcess: (pid) => hierarchy.openProcess(pid),

@@ -35,7 +35,6 @@ export class ControlFiles {
 
   /** @throws ReprieveError ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED, or the system's error; the file is as it was then */
   change(hierarchy: keyof Mounts, path: string, name: string, value: string): void {
-    this.#epoch.permit();
     const key = keyOf(hierarchy, path, name);
     const before = this.#changed.get(key);
     const directory = before?.directory ?? new (native().Directory)(`${this.#mounts[hierarchy]}${path}`);
@@ -43,6 +42,7 @@ export class ControlFiles {
     try {
       const was = before?.was ?? directory.readFile(name).trim();
       entry = this.#ledger.file({ path, inode: directory.inode }, name, was, value);
+      this.#epoch.permit(); // again: we may have been stopped since
       directory.writeFile(name, value);
       this.#changed.set(key, { hierarchy, path, directory, name, was, wrote: value, entry });
       before?.entry.clear();
@@ -58,11 +58,11 @@ export class ControlFiles {
     const key = keyOf(hierarchy, path, name);
     const changed = this.#changed.get(key);
     if (changed === undefined) return;
-    this.#epoch.permit();
     try {
       const now = changed.directory.readFile(name).trim();
       // A freezer says FREEZING until all have stopped.
       const ours = now === changed.wrote || (now === 'FREEZING' && changed.wrote === 'FROZEN');
+      this.#epoch.permit();
       if (ours) changed.directory.writeFile(name, changed.was);
     } catch (error) {
       const { code } = error as SystemError;

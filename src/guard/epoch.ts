@@ -44,6 +44,11 @@ export class SharedEpoch implements Epoch {
     setImmediate(() => this.onRevoked());
   }
 
+  /** No other guard will be given it. */
+  close(): void {
+    this.words.close();
+  }
+
   beat(): void {
     Atomics.add(this.#view, BEATS, 1);
   }

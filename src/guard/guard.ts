@@ -14,7 +14,7 @@ export interface Guard {
   arm(memcg: Memcg, original: boolean, deadlines: GuardedDeadlines): void;
   /** After it was put back. */
   disarm(memcg: Memcg): void;
-  /** Who may die there if the handler cannot say so any more. Of more than 16 only the first. */
+  /** Who may die there if the handler cannot say so any more. Of more than `MOST_PLANNED` only the first. */
   plan(memcg: Memcg, jobs: readonly LiveJob[]): void;
   /** True if there is a job that it was not told of, and that may die. */
   lacks(memcg: Memcg, jobs: readonly Job[]): boolean;
@@ -22,6 +22,8 @@ export interface Guard {
   killed(memcg: Memcg, job: LiveJob): void;
   /** A condition of that memcg is handled. */
   opened(memcg: Memcg): void;
+  /** Nobody may be killed there: the handler waits for somebody else, however long that takes. */
+  parked(memcg: Memcg): void;
   /** It has ended. */
   resolved(memcg: Memcg): void;
 }
@@ -34,5 +36,6 @@ export const NO_GUARD: Guard = {
   lacks: () => false,
   killed() {},
   opened() {},
+  parked() {},
   resolved() {},
 };

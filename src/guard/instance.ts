@@ -2,7 +2,7 @@
  * The directory of one handler below /run/reprieve: who it is, what it has changed, and the guard's record. A lock on it
  * is held by the handler and its guard together: where the lock can be had, both are gone.
  */
-import { spawnSync } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import {
   existsSync,
   mkdirSync,
@@ -10,6 +10,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   unlinkSync,
   writeFileSync,
 } from 'node:fs';
@@ -17,6 +18,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ReprieveError, type SystemError } from '../errors.js';
 import { type Directory, guardPath, native } from '../native.js';
 import type { Mounts } from './control-files.js';
+import type { Epoch } from './epoch.js';
 import { FileLedger } from './ledger.js';
 
 /** The default: for root, and for others where their session has such a directory. */
@@ -33,8 +35,8 @@ const MOST_RECORDS = 32;
 const RECORD_BYTES = 8192;
 
 const MOST_ATTEMPTS = 3;
-
-let lastNumber = 0;
+/** A restore takes no longer than this, or something is wrong: it is killed, and may be started again. */
+const RESTORE_MS = 10_000;
 
 export interface Instance {
   readonly name: string;
@@ -44,24 +46,22 @@ export interface Instance {
   readonly ledger: FileLedger;
   /** The end: nothing of it is left. Synchronous. */
   remove(): void;
+  /** Something is left: it stays for the guard, or for `restoreInstance`. Synchronous. */
+  close(): void;
 }
 
 /** @throws ReprieveError ERR_REPRIEVE_STATE if nothing can be written there */
-export function openInstance(base: string, mounts: Mounts): Instance {
-  const name = `handler-${process.pid}-${++lastNumber}`;
-  const path = `${base}/${name}`;
-  const unfinished = `${base}/.new-${name}`;
+export function openInstance(base: string, mounts: Mounts, epoch: Epoch): Instance {
   const undo: (() => void)[] = [];
   try {
-    mkdirSync(`${base}/${RECORDS}`, { recursive: true, mode: 0o755 });
-    for (const stale of [unfinished, path]) rmSync(stale, { recursive: true, force: true });
-    mkdirSync(unfinished, { mode: 0o700 });
+    for (const path of [base, `${base}/${RECORDS}`]) makeDirectory(path);
+    const { name, path, unfinished } = takeName(base);
     undo.push(() => rmSync(unfinished, { recursive: true, force: true }));
     const owner = { version: 1, pid: process.pid, started: startTimeOf(process.pid), ...mounts };
     const lines = Object.entries(owner).map(([key, value]) => `${key} ${value}\n`);
     writeFileSync(`${unfinished}/owner`, lines.join(''), { mode: 0o600 });
     writeFileSync(`${unfinished}/record`, Buffer.alloc(RECORD_BYTES), { mode: 0o600 });
-    const ledger = new FileLedger(unfinished, path);
+    const ledger = new FileLedger(unfinished, path, epoch);
     undo.push(() => ledger.close());
     const held = new (native().Directory)(base);
     undo.push(() => held.close());
@@ -69,17 +69,19 @@ export function openInstance(base: string, mounts: Mounts): Instance {
     undo.push(() => directory.close());
     directory.claim();
     renameSync(unfinished, path);
+    const close = () => {
+      for (const part of [ledger, directory, held]) part.close();
+    };
     return {
       name,
       directory,
       base: held,
       ledger,
       remove() {
-        ledger.close();
         rmSync(path, { recursive: true, force: true });
-        directory.close();
-        held.close();
+        close();
       },
+      close,
     };
   } catch (error) {
     for (const step of undo.reverse()) step();
@@ -89,6 +91,26 @@ export function openInstance(base: string, mounts: Mounts): Instance {
       `What is changed must be written down first, and that fails in ${base} (the \`stateDirectory\` option): ${message}`,
       error,
     );
+  }
+}
+
+/** Not with `recursive`: in /proc, where a directory can neither be found nor made, that tries for ever. */
+function makeDirectory(path: string, mode = 0o755): boolean {
+  try {
+    mkdirSync(path, { mode });
+    return true;
+  } catch (error) {
+    if ((error as SystemError).code !== 'EEXIST') throw error;
+    return false;
+  }
+}
+
+/** What is there is never taken: it may be another's with our process number, of another PID namespace or time. */
+function takeName(base: string): { name: string; path: string; unfinished: string } {
+  for (let number = 1; ; number++) {
+    const name = `handler-${process.pid}-${number}`;
+    const [path, unfinished] = [`${base}/${name}`, `${base}/.new-${name}`];
+    if (!existsSync(path) && makeDirectory(unfinished, 0o700)) return { name, path, unfinished };
   }
 }
 
@@ -111,8 +133,13 @@ function instancesIn(base: string): Left[] {
   try {
     names = readdirSync(base).filter((name) => name !== RECORDS && !name.startsWith('.'));
   } catch (error) {
-    if ((error as SystemError).code === 'ENOENT') return [];
-    throw error;
+    const { code, message } = error as SystemError;
+    if (code === 'ENOENT') return [];
+    throw new ReprieveError(
+      'ERR_REPRIEVE_STATE',
+      `What was left in ${base} (the \`stateDirectory\` option) cannot be told: ${message}`,
+      error,
+    );
   }
   return names.flatMap((name) => {
     try {
@@ -145,31 +172,64 @@ function handlerLives(directory: Directory): boolean {
 /**
  * Puts back what handlers left that are gone, and waits, at most `waitMs`, for guards that are at it.
  * @returns a line for each thing that was done
+ * @throws ReprieveError ERR_REPRIEVE_STATE if the directory cannot be read
  */
 export async function restoreStale(base: string, waitMs: number): Promise<string[]> {
   const end = performance.now() + waitMs;
-  let left = instancesIn(base);
-  while (left.some(({ free, handlerLives }) => !free && !handlerLives) && performance.now() < end) {
+  const lines: string[] = [];
+  /** What could not be put back: once is enough. */
+  const tried = new Set<string>();
+  for (;;) {
+    const left = instancesIn(base).filter(({ name }) => !tried.has(name));
+    const stale = left.filter(({ free }) => free);
+    for (const { name } of stale) {
+      lines.push(...(await restoreInstance(base, name)));
+      tried.add(name);
+    }
+    if (stale.length > 0) continue; // which may have taken a while
+    if (!left.some(({ free, handlerLives }) => !free && !handlerLives) || performance.now() >= end) break;
     await sleep(20);
-    left = instancesIn(base);
   }
   tidy(base);
-  if (!left.some(({ free }) => free)) return [];
-  const lines: string[] = [];
+  return lines;
+}
+
+/** Puts back what one handler left; nothing if it, or a guard of it, still looks after it. @returns a line for each thing */
+export async function restoreInstance(base: string, name: string): Promise<string[]> {
   // What was done is not done twice, so if it was killed it may as well be started again.
   for (let attempt = 1; ; attempt++) {
-    const { stdout, status, signal, error } = runRestore([base]);
-    lines.push(...(stdout ?? '').split('\n').filter((line) => line !== ''));
-    if (status === 0) return lines;
+    const { status, signal, stdout, failure } = await runRestore([base, name]);
+    const lines = stdout.split('\n').filter((line) => line !== '');
     if (signal !== null && attempt < MOST_ATTEMPTS) continue;
-    if (error) lines.push(`the guard's program could not be run: ${error.message}`);
-    return [...lines, `not everything that was left in ${base} could be put back`];
+    if (failure !== null) lines.push(`the guard's program could not be run: ${failure}`);
+    if (status !== 0) lines.push(`not everything that was left in ${base}/${name} could be put back`);
+    return lines.filter((line) => !line.startsWith(`${name}: in use`));
   }
 }
 
+interface Restored {
+  /** Null if it was ended by `signal`, or could not be run: `failure` says why then. */
+  status: number | null;
+  signal: NodeJS.Signals | null;
+  stdout: string;
+  failure: string | null;
+}
+
 /** `reprieve-guard restore`: the one that knows how to put back, whoever asks for it. */
-export function runRestore(args: string[]) {
-  return spawnSync(guardPath(), ['restore', ...args], { stdio: ['ignore', 'pipe', 'inherit'], encoding: 'utf8' });
+export function runRestore(args: string[]): Promise<Restored> {
+  return new Promise((resolve) => {
+    const options = { timeout: RESTORE_MS, killSignal: 'SIGKILL' as const };
+    execFile(guardPath(), ['restore', ...args], options, (error, stdout) => {
+      const status = error === null ? 0 : typeof error.code === 'number' ? error.code : null;
+      const signal = error?.signal ?? null;
+      resolve({
+        status,
+        signal,
+        stdout,
+        failure: status === null && signal === null ? (error?.message ?? null) : null,
+      });
+    });
+  });
 }
 
 /** Of handlers that were killed while they started, and of records only the newest are kept. */
@@ -179,9 +239,9 @@ function tidy(base: string): void {
       const pid = /^\.new-handler-(\d+)-/.exec(name)?.[1];
       if (pid !== undefined && !existsSync(`/proc/${pid}`)) rmSync(`${base}/${name}`, { recursive: true, force: true });
     }
-    const names = readdirSync(`${base}/${RECORDS}`).sort();
-    for (const name of names.slice(0, Math.max(0, names.length - MOST_RECORDS)))
-      unlinkSync(`${base}/${RECORDS}/${name}`);
+    const records = readdirSync(`${base}/${RECORDS}`).map((name) => `${base}/${RECORDS}/${name}`);
+    const byAge = records.map((path) => ({ path, at: statSync(path).mtimeMs })).sort((a, b) => b.at - a.at);
+    for (const { path } of byAge.slice(MOST_RECORDS)) unlinkSync(path);
   } catch {
     // there are none yet, or somebody else prunes
   }

@@ -6,6 +6,7 @@ import { closeSync, fstatSync, openSync, readSync, writeFileSync, writeSync } fr
 import { crc32 } from 'node:zlib';
 import type { Memcg } from '../cgroup/cgroup.js';
 import { ReprieveError, type SystemError } from '../errors.js';
+import type { Epoch } from './epoch.js';
 
 /** Bytes of a line, its newline included. */
 const FILE_LINE = 1024;
@@ -60,13 +61,15 @@ export const NO_LEDGER: Ledger = {
 class LineFile {
   readonly #shown: string;
   readonly #width: number;
+  readonly #epoch: Epoch;
   readonly #descriptor: number;
   readonly #free: number[] = [];
   #lines = 0;
 
-  constructor(path: string, shown: string, width: number, atFirst: number) {
+  constructor(path: string, shown: string, width: number, atFirst: number, epoch: Epoch) {
     this.#shown = shown;
     this.#width = width;
+    this.#epoch = epoch;
     writeFileSync(path, this.#blank().repeat(atFirst), { mode: 0o600, flag: 'wx' });
     this.#descriptor = openSync(path, 'r+');
     for (this.#lines = 0; this.#lines < atFirst; this.#lines++) this.#free.unshift(this.#lines);
@@ -96,7 +99,8 @@ class LineFile {
     let cleared = false;
     return {
       clear: () => {
-        if (cleared) return;
+        // Once it is revoked, what was not put back by us is the guard's to put back.
+        if (cleared || this.#epoch.revoked) return;
         cleared = true;
         try {
           this.#write(at, Buffer.from(this.#blank()));
@@ -131,9 +135,9 @@ export class FileLedger implements Ledger {
   readonly #scores: LineFile;
 
   /** @param shown how the directory will be called */
-  constructor(directory: string, shown: string) {
-    this.#files = new LineFile(`${directory}/files`, `${shown}/files`, FILE_LINE, FILE_LINES_AT_FIRST);
-    this.#scores = new LineFile(`${directory}/scores`, `${shown}/scores`, SCORE_LINE, SCORE_LINES_AT_FIRST);
+  constructor(directory: string, shown: string, epoch: Epoch) {
+    this.#files = new LineFile(`${directory}/files`, `${shown}/files`, FILE_LINE, FILE_LINES_AT_FIRST, epoch);
+    this.#scores = new LineFile(`${directory}/scores`, `${shown}/scores`, SCORE_LINE, SCORE_LINES_AT_FIRST, epoch);
   }
 
   armed(memcg: Memcg, was: boolean): Entry {

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { getSystemErrorName } from 'node:util';
 import type { Memcg } from '../cgroup/cgroup.js';
-import { directoryOf, type HierarchyV1, pidfdOf } from '../cgroup/v1.js';
+import { directoryOf, type HierarchyV1, isOpen, pidfdOf } from '../cgroup/v1.js';
 import { invalidOption, ReprieveError, type SystemError } from '../errors.js';
 import { type Channel, type Directory, guardPath, type Pidfd } from '../native.js';
 import { identityOf, type LiveJob } from '../snapshot/jobs.js';
@@ -83,16 +83,19 @@ interface Guarded {
   /** The job that was killed last comes first, whatever the plan says. */
   killed: LiveJob | null;
   plan: readonly LiveJob[];
-  /** Identities of all that were in the plan, beyond those that it has room for. */
-  told: ReadonlySet<string>;
+  /** All that were in the plan, beyond those that it has room for: when they were born, by id. */
+  told: ReadonlyMap<string, number>;
   open: boolean;
+  parked: boolean;
+  /** Something of this found no room: it is said again. */
+  missed: boolean;
 }
 
 /** @returns null for none. @throws ReprieveError ERR_REPRIEVE_INVALID_ARGUMENT naming the option */
 export function checkGuardOptions(guard: unknown): GuardOptions | null {
   if (guard === false) return null;
   if (guard === true) return {};
-  if (typeof guard !== 'object' || guard === null) {
+  if (typeof guard !== 'object' || guard === null || Array.isArray(guard)) {
     throw invalidOption('the `guard` option', 'true, false or an object', guard);
   }
   const { within, silence, killHandler, path, ...unknown } = guard as GuardOptions;
@@ -138,6 +141,8 @@ export class GuardProcess implements Guard {
   #replaced = 0;
   /** Why it took over, once it has. */
   takenOver: string | null = null;
+  /** Why there is none any more. */
+  #lost: ReprieveError | null = null;
 
   constructor(hierarchy: HierarchyV1, instance: Instance, epoch: SharedEpoch, options: GuardOptions) {
     this.#hierarchy = hierarchy;
@@ -158,6 +163,13 @@ export class GuardProcess implements Guard {
   /** How often one that died was replaced. */
   get replaced(): number {
     return this.#replaced;
+  }
+
+  /** Before something is armed: one that was lost is started once more. @throws ReprieveError ERR_REPRIEVE_GUARD */
+  async mustBeThere(): Promise<void> {
+    if (this.#lost === null) return;
+    await this.start();
+    this.#lost = null;
   }
 
   /** Starts it, and resolves when it guards. @throws ReprieveError ERR_REPRIEVE_GUARD */
@@ -212,7 +224,8 @@ export class GuardProcess implements Guard {
   #died(): void {
     this.#receive();
     this.#closeChannel();
-    if (this.#ended || this.#epoch.revoked) return;
+    if (this.#epoch.revoked) return this.#epoch.tell(); // it may have died before it could
+    if (this.#ended) return;
     this.#askedAt = null;
     void this.#replace(performance.now(), MOST_STARTS);
   }
@@ -223,8 +236,9 @@ export class GuardProcess implements Guard {
     } catch (error) {
       if (this.#ended || this.#epoch.revoked) return;
       if (starts > 1) return this.#replace(seenAt, starts - 1); // whatever killed the one before has met this one too
-      this.#rejectBarriers(error as ReprieveError);
-      return this.events.lost(error as ReprieveError);
+      this.#lost = error as ReprieveError;
+      this.#rejectBarriers(this.#lost);
+      return this.events.lost(this.#lost);
     }
     this.#replaced++;
     this.#send('heartbeat'); // for whoever waits until everything is taken in
@@ -234,7 +248,8 @@ export class GuardProcess implements Guard {
   // --- What it is told ---
 
   arm(memcg: Memcg, original: boolean, deadlines: GuardedDeadlines): void {
-    const guarded: Guarded = { memcg, original, deadlines, killed: null, plan: [], told: new Set(), open: false };
+    const nothing = { killed: null, plan: [], told: new Map(), open: false, parked: false, missed: false };
+    const guarded: Guarded = { memcg, original, deadlines, ...nothing };
     this.#guarded.set(memcg.inode, guarded);
     this.#tellArmed(guarded);
   }
@@ -246,18 +261,17 @@ export class GuardProcess implements Guard {
   plan(memcg: Memcg, jobs: readonly LiveJob[]): void {
     const guarded = this.#guarded.get(memcg.inode);
     if (guarded === undefined) return;
-    const { plan, killed } = guarded;
-    const same = plan.length === jobs.length && plan.every((planned, index) => samePlanned(planned, jobs[index]));
-    if (killed === null && same) return;
+    const { plan } = guarded;
+    if (plan.length === jobs.length && plan.every((planned, index) => samePlanned(planned, jobs[index]))) return;
     guarded.plan = jobs.map((job) => ({ ...job })); // its settings may be others later
-    guarded.told = new Set(jobs.map(identityOf));
-    guarded.killed = null;
+    guarded.told = new Map(jobs.map(({ id, born }) => [id, born]));
     this.#tellPlan(guarded);
   }
 
+  /** On the way to a kill: nothing is made here. */
   lacks(memcg: Memcg, jobs: readonly Job[]): boolean {
-    const guarded = this.#guarded.get(memcg.inode);
-    return guarded !== undefined && jobs.some((job) => !job.protected && !guarded.told.has(identityOf(job)));
+    const told = this.#guarded.get(memcg.inode)?.told;
+    return told !== undefined && jobs.some((job) => !job.protected && told.get(job.id) !== job.born);
   }
 
   killed(memcg: Memcg, job: LiveJob): void {
@@ -268,24 +282,31 @@ export class GuardProcess implements Guard {
   }
 
   opened(memcg: Memcg): void {
-    this.#note(memcg, true);
+    this.#note(memcg, { open: true, parked: false });
+  }
+
+  parked(memcg: Memcg): void {
+    this.#note(memcg, { open: true, parked: true });
   }
 
   resolved(memcg: Memcg): void {
-    this.#note(memcg, false);
+    this.#note(memcg, { open: false, parked: false, killed: null });
   }
 
-  #note(memcg: Memcg, open: boolean): void {
+  #note(memcg: Memcg, state: Pick<Guarded, 'open' | 'parked'> & { killed?: null }): void {
     const guarded = this.#guarded.get(memcg.inode);
-    if (guarded === undefined) return;
-    guarded.open = open;
-    this.#send(open ? 'opened' : 'resolved', memcg);
+    if (guarded !== undefined) this.#tellState(Object.assign(guarded, state));
+  }
+
+  #tellState(guarded: Guarded): void {
+    const { memcg, open, parked } = guarded;
+    guarded.missed ||= !this.#send(parked ? 'parked' : open ? 'opened' : 'resolved', memcg);
   }
 
   #tellAll(guarded: Guarded): void {
     this.#tellArmed(guarded);
-    this.#tellPlan(guarded);
-    if (guarded.open) this.#send('opened', guarded.memcg);
+    this.#tellPlan(guarded, SEND_MS);
+    if (guarded.open) this.#tellState(guarded);
   }
 
   #tellArmed({ memcg, original, deadlines }: Guarded): void {
@@ -293,8 +314,11 @@ export class GuardProcess implements Guard {
     this.#send('arm', memcg, fields, [directoryOf(memcg)], SEND_MS, encodePath(memcg.path));
   }
 
-  #tellPlan({ memcg, killed, plan }: Guarded): void {
-    const jobs = (killed === null ? plan : [killed, ...plan.filter((job) => job !== killed)]).slice(0, MOST_PLANNED);
+  #tellPlan(guarded: Guarded, patience = 0): void {
+    const { memcg, killed, plan } = guarded;
+    const others = plan.filter((job) => killed === null || identityOf(job) !== identityOf(killed));
+    // One that is gone needs no guard, and has no descriptor any more.
+    const jobs = [...(killed === null ? [] : [killed]), ...others].filter(isHeld).slice(0, MOST_PLANNED);
     const entries = jobs.map((job) => {
       const { kind, name, born: id, settings } = job;
       const { priority, overPriority, reservation } = settings;
@@ -302,13 +326,20 @@ export class GuardProcess implements Guard {
       return { kind, killed: job === killed, pid, id, priority, overPriority, reservation, name };
     });
     const descriptors = jobs.map((job) => (job.kind === 'memcg' ? directoryOf(job.memcg) : pidfdOf(job.process)));
-    this.#send('plan', memcg, { count: entries.length }, descriptors, 0, encodePlan(entries));
+    const fields = { count: entries.length };
+    guarded.missed ||= !this.#send('plan', memcg, fields, descriptors, patience, encodePlan(entries));
   }
 
   /** Once a second: whether it still listens. */
   heartbeat(): void {
     if (this.#channel === null || this.#ready !== null) return;
     this.#receive(); // the answer may be here already
+    for (const guarded of this.#guarded.values()) {
+      if (!guarded.missed) continue;
+      guarded.missed = false;
+      this.#tellPlan(guarded);
+      this.#tellState(guarded);
+    }
     const now = performance.now();
     if (this.#askedAt !== null && now - this.#askedAt > STUCK_MS) {
       this.#child?.kill('SIGKILL');
@@ -342,7 +373,8 @@ export class GuardProcess implements Guard {
 
   /**
    * A guard that is busy, as when a thousand memcgs are armed at once, is given `patience`. One that is gone is replaced,
-   * and then told everything again.
+   * and then told everything again. Never throws.
+   * @returns false if there was no room for it
    */
   #send(
     type: Parameters<typeof encodeMessage>[0]['type'],
@@ -351,22 +383,23 @@ export class GuardProcess implements Guard {
     descriptors: readonly (Directory | Pidfd)[] = [],
     patience = 0,
     tail?: Uint8Array,
-  ): void {
-    if (this.#channel === null) return;
+  ): boolean {
+    if (this.#channel === null) return true;
     const message = encodeMessage({ type, seq: ++this.#seq, inode: memcg?.inode ?? 0, ...fields }, tail);
     for (let waited = 0; ; waited++) {
       try {
         this.#channel.send(message, descriptors);
-        return;
+        return true;
       } catch (error) {
         const { code } = error as SystemError;
-        if (code === 'ERR_REPRIEVE_CLOSED' || code === 'EPIPE' || code === 'ECONNRESET') return; // gone: its exit tells
-        if (code !== 'EAGAIN' && code !== 'ETOOMANYREFS') throw error;
+        if (code === 'EPIPE' || code === 'ECONNRESET') return true; // gone: its exit tells
+        // EAGAIN, ETOOMANYREFS; ENOBUFS and ENOMEM where there is no memory for a message.
         if (waited >= patience) break;
         Atomics.wait(NAP, 0, 0, 1);
       }
     }
     if (patience > 0) this.#child?.kill('SIGKILL'); // it does not read: another one will
+    return false;
   }
 
   // --- What it answers ---
@@ -435,7 +468,7 @@ export class GuardProcess implements Guard {
     this.#ended = true;
     this.#patienceMs = done ? 0 : this.#options.within;
     for (const { resolve } of this.#barriers.splice(0)) resolve();
-    if (done) this.#send('bye');
+    this.#send(done ? 'bye' : 'leave');
     this.#closeChannel();
   }
 
@@ -456,6 +489,10 @@ export class GuardProcess implements Guard {
     clearTimeout(timer);
     child.unref();
   }
+}
+
+function isHeld(job: LiveJob): boolean {
+  return isOpen(job.kind === 'memcg' ? job.memcg : job.process);
 }
 
 function samePlanned(planned: LiveJob, job: LiveJob | undefined): boolean {

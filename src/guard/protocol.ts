@@ -12,7 +12,17 @@ const MOST_PATH_BYTES = 255;
 /** Jobs of one plan, at most. */
 export const MOST_PLANNED = 16;
 
-const TYPES = { arm: 1, plan: 2, opened: 3, resolved: 4, heartbeat: 5, disarm: 6, bye: 7 } as const;
+const TYPES = {
+  arm: 1,
+  plan: 2,
+  opened: 3,
+  resolved: 4,
+  heartbeat: 5,
+  disarm: 6,
+  bye: 7,
+  parked: 8,
+  leave: 9,
+} as const;
 const REPLIES = { 101: 'ready', 102: 'alive', 103: 'failed', 104: 'acting' } as const;
 
 /** What every message has; what a type does not use is 0. */

@@ -6,7 +6,7 @@ import { HierarchyV1 } from '../cgroup/v1.js';
 import { invalidOption, ReprieveError } from '../errors.js';
 import { ControlFiles, type Mounts } from '../guard/control-files.js';
 import { NO_EPOCH, SharedEpoch } from '../guard/epoch.js';
-import { openInstance, restoreStale, STATE_DIRECTORY } from '../guard/instance.js';
+import { openInstance, restoreInstance, restoreStale, STATE_DIRECTORY } from '../guard/instance.js';
 import { checkGuardOptions, type GuardOptions, GuardProcess } from '../guard/process.js';
 import { native } from '../native.js';
 import { ArenaAllocator, openArena, wholePages } from '../reserve/arena.js';
@@ -48,10 +48,14 @@ export interface Ground {
   guard: { process: GuardProcess; epoch: SharedEpoch } | null;
   /** Control files that are changed for a while; null in the simulation. */
   files: ControlFiles | null;
-  /** Lines about what handlers that are gone had left, and what became of it. */
+  /** Puts back what handlers left that are gone; a line for each thing that was done. */
+  restoreStale: () => Promise<string[]>;
+  /** What that gave at the start. */
   restored: readonly string[];
   /** Puts this process back as it was, and lets the guard go. Synchronous. */
   leave: () => void;
+  /** After `leave`, and once the guard is gone: puts back what neither has; a line for each thing. */
+  restoreRest: () => Promise<string[]>;
 }
 
 /** A guard of a handler that is gone is done within its own bound; this is for one that stands at the default. */
@@ -94,13 +98,18 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
   try {
     const restored = await restoreStale(stateDirectory, OTHERS_MS);
     const points = mountPoints(mounts, mount);
-    const instance = openInstance(stateDirectory, points);
+    const shared = guardOptions === null ? null : new SharedEpoch();
+    const epoch = shared ?? NO_EPOCH;
+    undo.push(() => shared?.close());
+    const instance = openInstance(stateDirectory, points, epoch);
+    let done = false;
     undo.push(() => {
       // The guard is let go last of all: whatever is not done by then, because we are killed, it does.
       files?.putBackAll();
-      const done = instance.ledger.isEmpty() && !guard?.process.isNeeded;
-      if (done) instance.remove();
+      done = instance.ledger.isEmpty() && !guard?.process.isNeeded;
       guard?.process.dismiss(done);
+      if (done) instance.remove();
+      else instance.close();
     });
     const arena = bytes > 0 ? openArena(bytes) : null;
     undo.push(() => arena?.close());
@@ -111,13 +120,17 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     undo.push(() => own.leave());
     const hardening = harden(scheduling, options.lockText ?? true);
     undo.push(() => hardening.undo());
-    const epoch = guardOptions === null ? null : new SharedEpoch();
-    const hierarchy = new HierarchyV1(mount.point, instance.ledger, epoch ?? NO_EPOCH);
-    files = new ControlFiles(instance.ledger, epoch ?? NO_EPOCH, points);
-    if (guardOptions !== null && epoch !== null) {
-      const process = new GuardProcess(hierarchy, instance, epoch, guardOptions);
-      guard = { process, epoch };
-      await process.start();
+    const hierarchy = new HierarchyV1(mount.point, instance.ledger, epoch);
+    files = new ControlFiles(instance.ledger, epoch, points);
+    if (guardOptions !== null && shared !== null) {
+      const process = new GuardProcess(hierarchy, instance, shared, guardOptions);
+      try {
+        await process.start();
+      } catch (error) {
+        hierarchy.close();
+        throw error;
+      }
+      guard = { process, epoch: shared };
       hierarchy.guard = process;
     }
     return {
@@ -133,8 +146,10 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
       readFaults: native().readFaults,
       guard,
       files,
+      restoreStale: () => restoreStale(stateDirectory, OTHERS_MS),
       restored,
       leave,
+      restoreRest: async () => (done ? [] : restoreInstance(stateDirectory, instance.name)),
     };
   } catch (error) {
     leave();

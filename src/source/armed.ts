@@ -74,7 +74,8 @@ export class ArmedMemcg {
     try {
       this.memcg.setKillDisabled(this.original);
     } catch (error) {
-      if (isRevoked(error)) return this.memcg.unclaim();
+      // The claim stays as well, until the guard has gone: nobody is to arm what it is still putting back.
+      if (isRevoked(error)) return;
       if (!isVanished(error)) throw error;
     }
     this.#entry.clear();

@@ -13,7 +13,7 @@ describeHost('control files that are changed for a while', () => {
 
   function begin(host: Host) {
     const state = `${host.directory}/state`;
-    const instance = openInstance(state, mounts);
+    const instance = openInstance(state, mounts, NO_EPOCH);
     const files = new ControlFiles(instance.ledger, NO_EPOCH, mounts);
     const written = () =>
       readFileSync(`${state}/${instance.name}/files`, 'utf8')

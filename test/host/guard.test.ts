@@ -2,7 +2,6 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import {
   chmodSync,
   copyFileSync,
-  existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -15,41 +14,11 @@ import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 import { OomHandler } from '../../src/index.js';
 import { guardPath } from '../../src/native.js';
-import { type HandlerProcess, isRunning, startHandler } from '../support/handler-process.js';
+import { bound, deadlines, expectAllBack, guard, oom, recordIn, stage } from '../support/guarded.js';
+import { isRunning, startHandler } from '../support/handler-process.js';
 import { describeHost, type Host, type Job, MiB, useHost } from '../support/memcg.js';
 
 const cli = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
-
-/** Quick deadlines; the guard's are what is tried. */
-const guard = { within: 2_000, silence: 300 };
-const deadlines =
-  '{ respondWithin: 400, clearWithin: 2_000, handleWithin: 10_000, jobs: { "web*": { priority: 90 }, "batch*": { priority: 10 } } }';
-const bound = 10_000 + 400 + 300 + 2_000;
-
-/** A scope with a service of 20 MiB and a job that is about to leak. */
-async function stage(host: Host): Promise<{ web: Job; batch: Job; state: string }> {
-  host.make('', 64 * MiB);
-  for (const name of ['web', 'batch']) host.make(name);
-  const web = await host.start('web', 'work --set 20MiB');
-  const batch = await host.start('batch', 'leak --every 0', { gate: true });
-  return { web, batch, state: `${host.directory}/state` };
-}
-
-const oom = (host: Host, below: string, key: string) => host.field(below, 'memory.oom_control', key);
-
-/** Everything is as it was before the handler came, and nobody of it is there. */
-async function expectAllBack(host: Host, handler: HandlerProcess, state: string) {
-  await host.until(() => !isRunning(handler.guardPid), 'the guard is gone');
-  for (const below of ['', 'web', 'batch']) expect(oom(host, below, 'oom_kill_disable')).toBe(0);
-  expect(readdirSync(state)).toEqual(['records']);
-  expect(existsSync(`/sys/fs/cgroup/memory/reprieve-handler-${handler.pid}`)).toBe(false);
-}
-
-async function recordIn(host: Host, state: string): Promise<string> {
-  await host.until(() => readdirSync(`${state}/records`).length > 0, 'there is a record');
-  const [name] = readdirSync(`${state}/records`);
-  return readFileSync(`${state}/records/${name}`, 'utf8').replaceAll('\0', '');
-}
 
 describeHost('the guard takes over', () => {
   const newHost = useHost();
@@ -73,7 +42,9 @@ describeHost('the guard takes over', () => {
       await batch.gone;
       await expectAllBack(host, handler, state);
       expect(oom(host, 'batch', 'oom_kill')).toBe(0); // ours and not the kernel's
-      expect(await recordIn(host, state)).toMatch(/reason died.*kills batch.*page faults of the guard since it was ready: 0$/ms);
+      expect(await recordIn(host, state)).toMatch(
+        /reason died.*kills batch.*page faults of the guard since it was ready: 0$/ms,
+      );
       const before = web.stat('iterations');
       await host.until(() => web.stat('iterations') > before, 'the service goes on');
       expect(web.stat('longestStallUs')).toBeLessThan(bound * 1000);
@@ -98,7 +69,9 @@ describeHost('the guard takes over', () => {
       if (stop) handler.child.kill('SIGSTOP');
       await batch.gone;
       await host.until(() => oom(host, '', 'oom_kill_disable') === 0, 'the memcg is given back');
-      expect(await recordIn(host, state)).toMatch(/reason (silent|died).*kills batch.*page faults of the guard since it was ready: 0$/ms);
+      expect(await recordIn(host, state)).toMatch(
+        /reason (silent|died).*kills batch.*page faults of the guard since it was ready: 0$/ms,
+      );
       if (stop) {
         handler.child.kill('SIGCONT');
         await host.until(() => handler.lines.some((line) => line.startsWith('revoked')), 'it is told');

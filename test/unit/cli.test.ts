@@ -58,6 +58,8 @@ test('doctor tells every row with what its want costs and how to get it', () => 
     psi: 'none',
     pidfd: false,
     mrelease: false,
+    guard: { path: null, whyNot: 'gone' },
+    state: { directory: '/run/reprieve', writable: false },
     lockableBytes: 65536,
     held: [],
   });

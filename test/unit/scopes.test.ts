@@ -349,6 +349,7 @@ describe('the end', () => {
     const { clock, hierarchy, handler } = simulateTest();
     hierarchy.make('/jobs');
     const pending = handler.watch('memcg:/jobs', options);
+    while (handler.watches.length === 0) await null;
     handler.watches[0]?.close();
     let settled = false;
     const settle = () => {
