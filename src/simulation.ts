@@ -20,6 +20,8 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     psi: 'none',
     pidfd: true,
     mrelease: false,
+    guard: { path: null, whyNot: 'in the simulation there is none' },
+    state: { directory: '', writable: false },
     lockableBytes: 0,
     held: [],
     missing: [],
