@@ -16,14 +16,22 @@ import { describe, drawScenario } from './chaos/scenario.mjs';
 import { PREFIX, sweep } from './chaos/stage.mjs';
 import { renderTable, summarise } from './chaos/table.mjs';
 
-const MUTATIONS = ['guard', 'restoration', 'thaw'];
+/** What can be switched off: the guard as a whole, or a part of what it does, by the name of the mutant. */
+const MUTATIONS = {
+  guard: null,
+  restoration: 'restore',
+  thaw: 'thaw',
+  scores: 'scores',
+  kills: 'kills',
+  restraint: 'restraint',
+};
 const USAGE = `Usage: npm run chaos -- [options]
 
   --seed N          the same seed plays the same scenarios (from the clock)
   --episodes N      how many (40)
   --replay SEED:N   plays one of them again, and tells all of it
   --faults A,B      only these (all): ${Object.keys(FAULTS).join(', ')}
-  --without WHAT    ${MUTATIONS.join(', ')}: switched off, to see that it is missed
+  --without WHAT    ${Object.keys(MUTATIONS).join(', ')}: switched off, to see that it is missed
   --sanitize        addon and guard under AddressSanitizer and UBSan
   --wall-clock      also set the machine's clock, for the length of an episode
   --stop            after the first violation
@@ -52,8 +60,8 @@ function parse() {
   const faults = values.faults.split(',');
   const unknown = faults.find((name) => !(name in FAULTS));
   if (unknown !== undefined) throw new Error(`there is no fault '${unknown}', see --help`);
-  if (values.without !== undefined && !MUTATIONS.includes(values.without)) {
-    throw new Error(`--without must be one of ${MUTATIONS.join(', ')}`);
+  if (values.without !== undefined && !Object.hasOwn(MUTATIONS, values.without)) {
+    throw new Error(`--without must be one of ${Object.keys(MUTATIONS).join(', ')}`);
   }
   const numbers = only === null ? Array.from({ length: episodes }, (_, index) => index) : [Number(only)];
   return { ...values, seed, numbers, faults, without: values.without ?? null, wallClock: values['wall-clock'] };
@@ -92,7 +100,7 @@ async function run(options, signal, each) {
   const points = findPoints();
   await sweepStale(points);
   const { without, sanitize } = options;
-  const mutant = without === 'restoration' ? 'restore' : without === 'thaw' ? 'thaw' : null;
+  const mutant = without === null ? null : MUTATIONS[without];
   const tools = {
     points,
     workload: workloadPath(),
@@ -112,8 +120,7 @@ async function run(options, signal, each) {
         result = await playEpisode(scenario, tools, signal);
       } catch (error) {
         if (signal.aborted) throw error;
-        error.message = `episode ${options.seed}:${number}: ${error.message}`;
-        throw error;
+        result = broken(scenario, error);
       }
       if (each(scenario, result) && options.stop) break;
     }
@@ -121,6 +128,22 @@ async function run(options, signal, each) {
     tools.log.close();
     rmSync(tools.folder, { recursive: true, force: true });
   }
+}
+
+/** The runner itself failed: that is said like a violation, and the others are played all the same. */
+function broken({ seed, episode, faults }, error) {
+  const nothing = { injected: [], notes: [], said: [], nextSaid: [], records: [], processes: [], kernelChose: [] };
+  const times = { longestMs: null, nobodyThereMs: null, afterHelpMs: null, replacedMs: null, guardSignal: null };
+  const violations = [`the runner failed: ${error.stack}`];
+  return {
+    seed,
+    episode,
+    faults: faults.map(({ name }) => name),
+    outcome: 'unknown',
+    violations,
+    ...nothing,
+    ...times,
+  };
 }
 
 function tell(scenario, result) {

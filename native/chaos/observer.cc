@@ -1,6 +1,7 @@
 // reprieve-chaos-observer: looks at a cgroup v1 memcg and all below it from outside, and shares nothing with those it
 // judges. Every few milliseconds it notes
 //   which tasks are held: parked at the limit, or frozen, and for how long without a break
+//   whether memory is needed: under OOM, or nearly all of the limit in use
 //   which processes there are, when the last task of one was gone, and how much anonymous memory it had
 //   what oom_kill_disable of the memcg says
 // It tells of changes on stdout as lines of JSON at once, and prints everything for a line "account" on stdin. A line
@@ -14,6 +15,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cinttypes>
 #include <csignal>
@@ -34,10 +36,23 @@ constexpr uint64_t kStepUs = 3000;
 // Memory and attributes change slowly, and cost more to read.
 constexpr int kSlowSteps = 4;
 
+// A hold that is shorter is not told of by itself.
+constexpr uint64_t kShortUs = 30'000;
+// This near to the limit memory is needed.
+constexpr uint64_t kNearBytes = 1 << 20;
+
 struct Task {
   pid_t process = 0;
   uint64_t heldSinceUs = 0;  // 0: it is not held
+  uint64_t heldLastUs = 0;
+  // One look that does not find it held may be wrong: it is woken for a moment, or the list was cut off.
+  bool missed = false;
   bool seen = false;
+};
+
+struct Hold {
+  uint64_t fromUs;
+  uint64_t untilUs;
 };
 
 struct Process {
@@ -50,6 +65,12 @@ struct Process {
   uint64_t longestUs = 0;  // that one of its tasks was held
   uint64_t heldUntilUs = 0;
   const char* place = "";  // where it was held that long
+  std::vector<Hold> holds;
+};
+
+struct Need {
+  uint64_t atUs;
+  bool is;
 };
 
 struct Flip {
@@ -61,6 +82,8 @@ std::string memcg;
 std::map<pid_t, Task> tasks;
 std::multimap<pid_t, Process> processes;  // the youngest of a number is the last
 std::vector<Flip> flips;
+std::vector<Need> needs;
+uint64_t firstLimit = 0;
 size_t heldBefore = 0;
 uint64_t heldLastUs = 0;
 uint64_t blindUs = 0;
@@ -119,6 +142,13 @@ uint64_t anonymousOf(pid_t pid) {
   return resident > shared ? (resident - shared) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) : 0;
 }
 
+// Whether a task is there, wherever it is listed: a list that is read while others fork may be cut off.
+bool isThere(pid_t tid) {
+  const std::string stat = ofProcess(tid, "stat");
+  const size_t end = stat.rfind(')');
+  return end != std::string::npos && end + 2 < stat.size() && stat[end + 2] != 'Z' && stat[end + 2] != 'X';
+}
+
 // The living process of that number.
 Process* find(pid_t pid) {
   const auto [begin, end] = processes.equal_range(pid);
@@ -134,6 +164,14 @@ std::string quoted(const std::string& text) {
     if (static_cast<unsigned char>(c) >= ' ') result += c;
   }
   return result + '"';
+}
+
+void endHold(Task& task, Process& process) {
+  if (task.heldSinceUs != 0 && task.heldLastUs - task.heldSinceUs >= kShortUs) {
+    process.holds.push_back({task.heldSinceUs, task.heldLastUs});
+  }
+  task.heldSinceUs = 0;
+  task.missed = false;
 }
 
 void look(pid_t tid, const std::string& group, uint64_t now, bool slow) {
@@ -162,10 +200,13 @@ void look(pid_t tid, const std::string& group, uint64_t now, bool slow) {
   }
   const char* place = placeOf(tid);
   if (place == nullptr) {
-    task.heldSinceUs = 0;
+    if (task.missed) endHold(task, *process);
+    task.missed = task.heldSinceUs != 0;
     return;
   }
+  task.missed = false;
   if (task.heldSinceUs == 0) task.heldSinceUs = now;
+  task.heldLastUs = now;
   heldLastUs = now;
   process->heldUntilUs = now;
   if (now - task.heldSinceUs >= process->longestUs) {
@@ -174,8 +215,27 @@ void look(pid_t tid, const std::string& group, uint64_t now, bool slow) {
   }
 }
 
+uint64_t numberIn(const char* file) {
+  const std::string text = readFile(memcg + "/" + file);
+  return text.empty() ? UINT64_MAX : strtoull(text.c_str(), nullptr, 10);
+}
+
+// Judged by the lower of the limit that is set and the one at first: a handler may have raised it for a while. What
+// comes and goes between two looks is counted by the kernel.
+void noteNeed(uint64_t now, bool underOom) {
+  static uint64_t failuresBefore = 0;
+  const uint64_t limit = numberIn("memory.limit_in_bytes");
+  if (firstLimit == 0) firstLimit = limit;
+  const uint64_t failures = numberIn("memory.failcnt");
+  const bool is = underOom || failures != failuresBefore ||
+                  numberIn("memory.usage_in_bytes") + kNearBytes >= std::min(limit, firstLimit);
+  failuresBefore = failures;
+  if (needs.empty() || needs.back().is != is) needs.push_back({now, is});
+}
+
 void noteKiller(uint64_t now) {
   const std::string text = readFile(memcg + "/memory.oom_control");
+  noteNeed(now, text.empty() || text.find("under_oom 1") != std::string::npos);
   if (text.empty()) return;
   const int disabled = text.find("oom_kill_disable 1") == std::string::npos ? 0 : 1;
   if (!flips.empty() && flips.back().disabled == disabled) return;
@@ -200,7 +260,11 @@ void step(bool slow) {
   size_t held = 0;
   for (auto entry = tasks.begin(); entry != tasks.end();) {
     Task& task = entry->second;
-    if (!task.seen) {
+    Process* process = find(task.process);
+    if (!task.seen && isThere(entry->first) && process != nullptr) {
+      process->lastUs = now;
+    } else if (!task.seen) {
+      if (process != nullptr) endHold(task, *process);
       entry = tasks.erase(entry);
       continue;
     }
@@ -244,9 +308,27 @@ void account() {
   separator = "";
   for (const auto& [pid, process] : processes) {
     printf("%s{\"pid\":%d,\"group\":%s,\"name\":%s,\"firstUs\":%" PRIu64 ",\"goneUs\":%" PRIu64
-           ",\"anonymous\":%" PRIu64 ",\"heldUs\":%" PRIu64 ",\"heldUntilUs\":%" PRIu64 ",\"place\":\"%s\"}",
+           ",\"anonymous\":%" PRIu64 ",\"heldUs\":%" PRIu64 ",\"heldUntilUs\":%" PRIu64 ",\"place\":\"%s\",\"holds\":[",
            separator, pid, quoted(process.group).c_str(), quoted(process.name).c_str(), process.firstUs, process.goneUs,
            process.anonymous, process.longestUs, process.heldUntilUs, process.place);
+    separator = ",";
+    const char* comma = "";
+    const auto print = [&comma](const Hold& hold) {
+      printf("%s[%" PRIu64 ",%" PRIu64 "]", comma, hold.fromUs, hold.untilUs);
+      comma = ",";
+    };
+    for (const Hold& hold : process.holds) print(hold);
+    // Those that last.
+    for (const auto& [tid, task] : tasks) {
+      if (task.process == pid && process.goneUs == 0 && task.heldSinceUs != 0)
+        print({task.heldSinceUs, task.heldLastUs});
+    }
+    printf("]}");
+  }
+  printf("],\"needs\":[");
+  separator = "";
+  for (const Need& need : needs) {
+    printf("%s{\"atUs\":%" PRIu64 ",\"is\":%s}", separator, need.atUs, need.is ? "true" : "false");
     separator = ",";
   }
   printf("],\"attributes\":[");

@@ -169,6 +169,7 @@ void Killer::close() {
   // Asked for by name: a duplicated pidfd shares its file, and closing one leaves the file in the set (epoll(7)).
   for (const Member& member : members_) events_->forgetExit(member.pidfd.get());
   members_.clear();
+  found_.clear();
 }
 
 }  // namespace reprieve

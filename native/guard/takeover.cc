@@ -41,6 +41,16 @@ constexpr bool kRestores = false;
 #else
 constexpr bool kRestores = true;
 #endif
+#ifdef REPRIEVE_MUTANT_NO_KILLS
+constexpr bool kKills = false;
+#else
+constexpr bool kKills = true;
+#endif
+#ifdef REPRIEVE_MUTANT_NO_RESTRAINT
+constexpr bool kSpares = false;
+#else
+constexpr bool kSpares = true;
+#endif
 
 constexpr std::string_view whyActing(Reason reason) {
   switch (reason) {
@@ -77,7 +87,7 @@ int Takeover::run(Reason reason, const Slot* cause) {
   hasState_ = failed == 0;
   if (!hasState_) noteFailure("reading what the handler had changed", failed);
 
-  climb();
+  if (kKills) climb();
   release();
   awaitWaiters(kLongestSettling);
   putBackRest();
@@ -171,7 +181,7 @@ bool Takeover::step(Slot& slot) {
 }
 
 bool Takeover::needsVictim(const Slot& slot, const Look& look) const {
-  if (look.waits()) return true;
+  if (look.waits() || !kSpares) return true;
   // Frozen tasks do not count as waiting. Let go too early, they would use up what the limit was raised by.
   if (!slot.condition.open) return false;
   bool full = false;

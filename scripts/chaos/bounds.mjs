@@ -19,6 +19,18 @@ const ALLOWANCE_MS = 500;
 export const BOUND_MS =
   Math.max(DEADLINES.handleWithin, DEADLINES.respondWithin) + GUARD.silence + GUARD.within + ALLOWANCE_MS;
 
+/** After the handler's death the guard acts at once. */
+export const DEAD_MS = GUARD.within + ALLOWANCE_MS;
+
+/** A handler that is there but does nothing is waited for. */
+export const SILENT_MS = DEADLINES.respondWithin + GUARD.silence + DEAD_MS;
+
+/** While the handler works: its own bound. */
+export const WORKING_MS = DEADLINES.handleWithin + ALLOWANCE_MS;
+
+/** A guard that was killed is replaced at once, one that was stopped when it has not answered for a while (src/guard/process.ts). */
+export const REPLACED_MS = { SIGKILL: 500, SIGSTOP: 4_500 };
+
 /** Where handler and guard were both out of action, the next handler releases within this time of the start of its process. */
 export const NEXT_START_MS = 1500;
 

@@ -21,7 +21,7 @@ export function buildObserver() {
   return compile('reprieve-chaos-observer', [`${root}/native/chaos/observer.cc`]);
 }
 
-/** @param mutant `restore` or `thaw`: that step does nothing; null for none. */
+/** @param mutant that step does nothing; null for none. */
 export function buildGuard(mutant, { sanitize = false } = {}) {
   const files = (end) => ['guard', 'core'].flatMap((folder) => filesIn(`${root}/native/${folder}`, end));
   const sources = files('.cc');

@@ -32,7 +32,10 @@ export class Child {
         for (const wake of this.#waiting.splice(0)) wake(null);
         resolve(this.ended);
       };
-      this.#child.once('error', (error) => end(error.message, null));
+      this.#child.once('error', (error) => {
+        this.complaints += error.message;
+        end(error.message, null);
+      });
       this.#child.once('exit', end);
     });
   }

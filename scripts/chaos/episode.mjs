@@ -1,10 +1,10 @@
 // One episode: jobs in a memcg, a handler that watches it, a leak, and faults at their moments; then calm, the end, and
 // the judgement.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { BOUND_MS, CLOSE_MS, DEADLINES, GUARD, NEXT_START_MS } from './bounds.mjs';
+import { BOUND_MS, CLOSE_MS, DEADLINES, GUARD, NEXT_START_MS, REPLACED_MS } from './bounds.mjs';
 import { Child } from './child.mjs';
 import { FAULTS } from './faults.mjs';
-import { judge } from './judge.mjs';
+import { jobProcesses, judge } from './judge.mjs';
 import { nowUs, Stage } from './stage.mjs';
 import { Subject, signalTo } from './subject.mjs';
 
@@ -48,6 +48,9 @@ class Episode {
   /** The first time, even if it went on later. */
   #firstOutUs = null;
   #guardOut = null;
+  /** The policy does not return, or nothing comes of what it answers. */
+  #hangs = false;
+  #guardStop = null;
   #stopped = 0;
   #next = null;
   #violations = [];
@@ -88,7 +91,7 @@ class Episode {
     stage.go(true);
     await this.#calm();
     const closedUs = nowUs();
-    await this.#end();
+    await this.#end(closedUs);
     await this.#look();
     const result = {
       startUs,
@@ -98,6 +101,7 @@ class Episode {
       help: this.#help,
       holds: this.#holds,
       handlerOutUs: this.#firstOutUs,
+      guardOut: this.#guardOut,
       notes: this.#notes,
     };
     return judge({
@@ -125,15 +129,26 @@ class Episode {
       {
         environment,
         timeNamespace: this.scenario.scenes.includes('time namespace') && options.path !== undefined,
-        onSay: (told) => this.#hear(told),
+        onSay: (told) => {
+          // Its clock is another one there.
+          if (this.scenario.scenes.includes('time namespace')) told.atUs = nowUs();
+          this.#hear(told);
+        },
       },
     );
   }
 
   #hear({ event, atUs }) {
     this.#lastEventUs = nowUs();
-    if (event === 'policy' && this.scenario.policy.hazard === 'busy') this.#noteOut(atUs);
-    if (event === 'guard' && this.#guardOut !== null) this.#guardOut.backUs ??= atUs;
+    if (event === 'policy' && ['busy', 'stuck'].includes(this.scenario.policy.hazard)) {
+      this.#hangs = true;
+      this.#noteOut(atUs);
+    }
+    if (event === 'guard' && this.#guardOut !== null) {
+      this.#guardOut.backUs ??= atUs;
+      this.#guardOut.replacedUs ??= atUs;
+      this.#endGuardStop();
+    }
     if (['opened', 'ready', 'policy'].includes(event)) this.#reached(event);
   }
 
@@ -198,12 +213,16 @@ class Episode {
 
   async #inject({ name, parameters }) {
     const { of, inject } = FAULTS[name];
-    const injection = { name, atUs: nowUs(), failed: null };
+    const injection = { name, atUs: nowUs(), failed: null, held: this.#heldSince !== null };
     this.#injections.push(injection);
     this.#lastEventUs = injection.atUs;
     const guardThere = this.handler !== null && this.handler.guards().length > 0;
+    if (of === 'handler' && this.handler.ended !== null) injection.failed = 'it had ended';
     if ((of === 'handler' || of === 'both') && this.handler.ended === null) this.#noteOut(injection.atUs);
-    if ((of === 'guard' || of === 'both') && guardThere) this.#guardOut = { fromUs: injection.atUs, backUs: null };
+    if ((of === 'guard' || of === 'both') && guardThere) {
+      const signal = name === 'guard-stop' ? 'SIGSTOP' : 'SIGKILL';
+      this.#guardOut = { fromUs: injection.atUs, backUs: null, signal };
+    }
     try {
       if ((await inject(this, parameters)) === false) injection.failed = 'there was nobody';
     } catch (error) {
@@ -224,22 +243,39 @@ class Episode {
       this.#stopped--;
       if (this.#injections.some(({ name }) => FINAL.test(name))) return;
       if (this.#isNobodyThere()) this.#noteHelp('goes on', BOUND_MS);
-      this.#handlerOutUs = null;
+      if (!this.#hangs) this.#handlerOutUs = null;
     });
   }
 
   stopGuard(goesOnAfterMs) {
     const stopped = this.handler.guards();
+    if (stopped.length === 0) return false;
     for (const pid of stopped) signalTo(pid, 'SIGSTOP');
     this.#stopped++;
+    this.#guardStop = { pids: stopped, forGood: goesOnAfterMs > REPLACED_MS.SIGSTOP };
     this.#later(goesOnAfterMs, () => {
+      if (this.#guardStop === null) return;
       const there = this.handler.guards();
       for (const pid of stopped.filter((pid) => there.includes(pid))) signalTo(pid, 'SIGCONT');
-      this.#stopped--;
       if (this.#isNobodyThere()) this.#noteHelp('goes on', BOUND_MS);
       if (this.#guardOut !== null) this.#guardOut.backUs ??= nowUs();
+      this.#endGuardStop();
     });
-    return stopped.length > 0;
+    return true;
+  }
+
+  /** One that was stopped was ended by the next start. */
+  #forgetDeadGuard() {
+    if (this.#guardStop === null) return;
+    const there = this.handler.guards();
+    if (!this.#guardStop.pids.some((pid) => there.includes(pid))) this.#endGuardStop();
+  }
+
+  /** It goes on, or was replaced. */
+  #endGuardStop() {
+    if (this.#guardStop === null) return;
+    this.#guardStop = null;
+    this.#stopped--;
   }
 
   #later(ms, run) {
@@ -250,8 +286,9 @@ class Episode {
   #isNobodyThere() {
     const { handler } = this;
     if (this.#handlerOutUs === null || this.#guardOut === null) return false;
-    const { fromUs, backUs } = this.#guardOut;
+    const { fromUs, backUs, signal } = this.#guardOut;
     if (backUs !== null && backUs < this.#handlerOutUs) return false; // it was replaced before
+    if (this.#handlerOutUs - fromUs > REPLACED_MS[signal] * 1000) return false; // or should have been
     return fromUs < this.#handlerOutUs || handler.guards().length === 0 || backUs === null;
   }
 
@@ -263,14 +300,24 @@ class Episode {
 
   /** Waits until the leaks are dead and nobody is held; or for longer than anything may take. */
   async #calm() {
-    const end = performance.now() + BOUND_MS + NEXT_START_MS + 1_000;
-    await this.#until(() => {
+    const most = BOUND_MS + NEXT_START_MS + 1_000 + (this.#faultMs ?? 0);
+    const end = performance.now() + most;
+    const calm = await this.#until(() => {
       const quietUs = nowUs() - this.#lastEventUs;
-      if (this.#isNobodyThere() && this.#stopped === 0 && this.#next === null && this.#heldSince !== null)
-        this.#startNext();
+      this.#forgetDeadGuard();
+      // A guard that was stopped for good is no help: it is for the next start to see that.
+      const stopped = this.handler.ended !== null && this.#guardStop?.forGood ? 0 : this.#stopped;
+      if (this.#isNobodyThere() && stopped === 0 && this.#next === null && this.#heldSince !== null) this.#startNext();
       const leaking = [...this.stage.jobs.values()].some(({ kind, child }) => kind === 'leak' && child.ended === null);
       return !leaking && this.#heldSince === null && this.#stopped === 0 && quietUs > CALM_US;
     }, end - performance.now());
+    if (!calm) this.#violations.push(`it is not over after ${most} ms`);
+  }
+
+  /** A guard that was stopped for good is waited for, until it is replaced. */
+  get #faultMs() {
+    const stop = this.scenario.faults.find(({ name }) => name === 'guard-stop');
+    return stop === undefined ? 0 : Math.min(stop.parameters.goesOnAfterMs, REPLACED_MS.SIGSTOP);
   }
 
   /** As a supervisor does: what hangs is killed, and a new one started. */
@@ -282,7 +329,7 @@ class Episode {
     return this.#next;
   }
 
-  async #end() {
+  async #end(closedUs) {
     const { handler } = this;
     this.#reached('closing');
     if (handler.ended === null) handler.say('close');
@@ -307,7 +354,25 @@ class Episode {
       signalTo(pid, 'SIGCONT');
     }
     this.observer.say('clock back');
+    await this.#judgeBefore(closedUs);
     await this.#putInOrder();
+  }
+
+  /** What was put back without a next start, and a guard that should have been replaced. */
+  async #judgeBefore(closedUs) {
+    const { stage, handler } = this;
+    if (this.#isNobodyThere()) return;
+    await this.#look();
+    const living = jobProcesses(this.#account, stage).filter(({ goneUs, job }) => goneUs === 0 && job !== null);
+    const wrong = [...stage.changedFiles(), ...stage.changedScores(living)];
+    this.#violations.push(...wrong.map((what) => `${what}, before the next start`));
+    if (this.#guardOut === null || this.#guardOut.backUs !== null) return;
+    const { fromUs, signal } = this.#guardOut;
+    const watches = handler.all('ready').length > 0 && handler.all('vanished').length === 0;
+    const aloneMs = (Math.min(this.#firstOutUs ?? Infinity, closedUs) - fromUs) / 1000;
+    if (watches && aloneMs > REPLACED_MS[signal]) {
+      this.#violations.push(`the guard got ${signal} and was not replaced within ${Math.round(aloneMs)} ms`);
+    }
   }
 
   /**
@@ -318,12 +383,10 @@ class Episode {
     const left = () => [...this.stage.leftFiles(), ...this.#ownMemcgs()];
     if (left().length === 0) return;
     const { handler, stage, scenario } = this;
+    // One that lived when its guard had done all else is left in its memcg, and with its directory.
+    const outlived = /^reason (silent|overdue)$/m.test(stage.records().join('\n'));
     const excused =
-      this.#isNobodyThere() ||
-      this.handlerWasEnded ||
-      handler.all('opened').length === 0 ||
-      handler.all('revoked').length > 0 ||
-      scenario.scenes.includes('mount');
+      this.#isNobodyThere() || outlived || handler.all('opened').length === 0 || scenario.scenes.includes('mount');
     if (!excused) this.#violations.push(`left: ${left().join(', ')}`);
     stage.healState();
     if (this.#next === null) {

@@ -9,6 +9,8 @@ const WHOLE = [...ANY, 'closing'];
 
 /** How long somebody stands still before he may go on. */
 const stopFor = (random) => ({ goesOnAfterMs: random.whole(50, 1500) });
+/** A guard sometimes until it is replaced. */
+const stopGuardFor = (random) => ({ goesOnAfterMs: random.chance(0.4) ? 10_000 : random.whole(50, 1500) });
 
 /**
  * By name: `of` what it happens to, `anchors`, `draw` its parameters, and either `inject(episode, parameters)`, or `policy`:
@@ -38,6 +40,7 @@ export const FAULTS = {
   },
 
   'policy-busy': { of: 'handler', policy: 'busy' },
+  'policy-stuck': { of: 'handler', policy: 'stuck' },
   'policy-slow': { of: 'policy', policy: 'slow' },
   'policy-throw': { of: 'policy', policy: 'throw' },
   'policy-reject': { of: 'policy', policy: 'reject' },
@@ -47,12 +50,17 @@ export const FAULTS = {
   'guard-stop': {
     of: 'guard',
     anchors: WATCHING,
-    draw: stopFor,
+    draw: stopGuardFor,
     inject: (episode, { goesOnAfterMs }) => episode.stopGuard(goesOnAfterMs),
   },
   'both-kill': { of: 'both', anchors: WATCHING, inject: ({ handler }) => handler.killBoth() },
 
-  'memcg-removed': { of: 'memcg', anchors: WATCHING, inject: ({ stage }) => stage.removeMemcg() },
+  'memcg-removed': {
+    of: 'memcg',
+    anchors: WATCHING,
+    draw: (random) => ({ remade: random.chance(0.5) }),
+    inject: ({ stage }, { remade }) => stage.removeMemcg(remade),
+  },
   'memcg-limit': {
     of: 'surroundings',
     anchors: ANY,

@@ -1,6 +1,6 @@
 // The handler of an episode, in a process of its own: watches the memcg, obeys lines on stdin, and says in lines of JSON
 // what happens. Its options are one argument of JSON. It writes without buffering: what it said before it died is there.
-import { readdirSync, writeSync } from 'node:fs';
+import { readdirSync, readlinkSync, writeSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { lowestPriority, OomHandler } from '../../dist/index.js';
@@ -12,7 +12,15 @@ function say(event, more = {}) {
   writeSync(1, `${JSON.stringify({ event, atUs: Number(process.hrtime.bigint() / 1000n), ...more })}\n`);
 }
 
-const filesAtFirst = () => readdirSync('/proc/self/fd').length;
+/** What its descriptors are of. */
+const openFiles = () =>
+  readdirSync('/proc/self/fd').flatMap((fd) => {
+    try {
+      return [readlinkSync(`/proc/self/fd/${fd}`)];
+    } catch {
+      return []; // the listing's own
+    }
+  });
 
 /** An endless loop, as a mistake in a program makes it. */
 function spin(ms = Number.POSITIVE_INFINITY) {
@@ -35,11 +43,15 @@ createInterface({ input: process.stdin })
   .on('line', (line) => COMMANDS[line]?.())
   .on('close', () => close());
 
+const filesBefore = openFiles();
 let closing = null;
 let handler = null;
 function close() {
   closing ??= (async () => {
     await handler?.close();
+    const left = openFiles();
+    for (const file of filesBefore) if (left.includes(file)) left.splice(left.indexOf(file), 1);
+    say('closed', { left });
     process.exit(0);
   })().catch((error) => {
     say('failed', {
@@ -69,7 +81,7 @@ handler.on('revoked', (reason) => {
   close();
 });
 handler.on('guard', (told) => say('guard', { told }));
-say('opened', { guard: handler.guard?.pid ?? null, files: filesAtFirst() });
+say('opened', { guard: handler.guard?.pid ?? null });
 
 if (path === undefined) {
   // The start after one that died: opening is what puts things back.
@@ -92,6 +104,11 @@ function decide(snapshot) {
     case 'reject':
       return Promise.reject(new Error('chaos'));
     case 'never':
+      return new Promise(() => {});
+    case 'stuck':
+      // The event loop turns, but nothing comes of it: no deadline of the ladder ever fires.
+      ground.hierarchy.clock.after = () => () => {};
+      setInterval(() => ground.guard?.epoch.beat(), 20);
       return new Promise(() => {});
   }
   return policy.thinksMs > 0 ? think(snapshot) : lowestPriority(snapshot);

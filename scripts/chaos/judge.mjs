@@ -9,15 +9,32 @@
 //   jobs of lowest priority go before all others. So a kill by the kernel is a violation if such a job lived, with memory,
 //   between the handler's being ready and the end of whoever was in charge; and it is always one if the process that it
 //   took had been given a higher `oom_score_adj` out of order. What the kernel chose beyond is counted, not judged: after
-//   the first tier is gone the guard has nothing prepared, and after the end nobody has.
+//   the first tier is gone the guard has nothing prepared, and after the end nobody has. But neither may leave it to the
+//   kernel as long as there is somebody whom they may kill, and time.
+// - Nobody dies for nothing: after one that was killed by signal has gone, another dies only if memory is still needed
+//   then, and not while the first is still dying.
+// - A handler that works is left alone.
 // - Every control file, score and attribute is as it was, and nothing is left.
-import { BOUND_MS } from './bounds.mjs';
+import { BOUND_MS, DEAD_MS, DEADLINES, SILENT_MS, WORKING_MS } from './bounds.mjs';
 import { sanitizerFindings } from './sanitize.mjs';
 
 /** Less than this is not worth a death (src/policy/lowest-priority.ts). */
 const WORTH = 2 ** 20;
 /** Two looks of the observer. */
 const BLUR_US = 15_000;
+const LOOK_US = 4_000;
+/** The default of the watch. */
+const MAX_VICTIMS = 8;
+/** Faults that leave handler and guard to themselves, and somebody to be killed. */
+const HARMLESS = [
+  'none',
+  'jobs-added',
+  'policy-throw',
+  'policy-reject',
+  'policy-never',
+  'pids-reused',
+  'clock-namespace',
+];
 /** How long the end of a process waits for the kernel, at most. */
 const EXIT_US = 200_000;
 /** A bit more than the handler's second (src/handler.ts). */
@@ -28,15 +45,20 @@ export function judge(seen) {
   const violations = [...seen.violations];
   const notes = [...seen.notes];
   const { stage, scenario, handler } = episode;
-  const processes = account.processes.map((process) => ({ ...process, job: jobOf(process, stage) }));
-  const held = judgeHolds(processes, seen.help);
+  const processes = jobProcesses(account, stage);
+  const held = judgeHolds(processes, seen);
   violations.push(...held.violations);
+  violations.push(...judgeRestraint(processes, seen), ...judgeTakeover(processes, seen));
   const deaths = judgeDeaths(seen, processes, kills);
   violations.push(...deaths.violations);
   violations.push(...stage.changedFiles());
   violations.push(...stage.changedScores(processes.filter(({ goneUs, job }) => goneUs === 0 && job !== null)));
   violations.push(...stage.harmedInnocents());
   violations.push(...account.attributes.map((name) => `an attribute is left: ${name}`));
+  for (const { message } of handler.all('alarm')) violations.push(`alarm: ${message}`);
+  for (const { left } of handler.all('closed'))
+    for (const file of left) violations.push(`a descriptor is left: ${file}`);
+  for (const text of stage.records()) violations.push(...(text.match(/FAILED.*|ALARM.*/g) ?? []));
   for (const { message } of [...handler.all('failed'), ...(next?.all('failed') ?? [])]) violations.push(message);
   violations.push(...judgeEnd(seen), ...sanitizerFindings());
   if (next !== null && next.ended?.code !== 0)
@@ -46,13 +68,20 @@ export function judge(seen) {
     episode: scenario.episode,
     seed: scenario.seed,
     faults: scenario.faults.map(({ name }) => name),
-    injected: injections.map(({ name, atUs, failed }) => ({ name, atMs: (atUs - seen.startUs) / 1000, failed })),
+    injected: injections.map(({ name, atUs, failed, held }) => ({
+      name,
+      atMs: (atUs - seen.startUs) / 1000,
+      failed,
+      held,
+    })),
     outcome: outcomeOf(seen, deaths),
     violations: [...new Set(violations)],
     longestMs: held.longestMs,
     nobodyThereMs: held.nobodyThereMs,
     afterHelpMs: held.afterHelpMs,
     kernelChose: deaths.kernelChose,
+    replacedMs: seen.guardOut?.replacedUs ? (seen.guardOut.replacedUs - seen.guardOut.fromUs) / 1000 : null,
+    guardSignal: seen.guardOut?.signal ?? null,
     blindMs: account.blindUs / 1000,
     notes,
     said: handler.said,
@@ -70,6 +99,8 @@ function jobOf({ group, name, pid }, stage) {
   return stage.jobs.has(`${job}#${pid}`) ? `${job}#${pid}` : stage.jobs.has(job) ? job : null;
 }
 
+/** After these it is dead at once. */
+const DIES = ['handler-kill', 'handler-abort'];
 /** These end the handler, or keep it from starting. */
 const FATAL = /^(handler-(?!stop|spin)|both-kill|state-|memcg-removed)/;
 
@@ -85,23 +116,41 @@ function judgeEnd({ episode, injections }) {
   return [...found, `the handler ended by itself: ${signal ?? `code ${code}`}: ${lastLine(handler)}`];
 }
 
-function judgeHolds(processes, help) {
+/** Processes of the memcg with the job that they belong to. */
+export function jobProcesses(account, stage) {
+  return account.processes.map((process) => ({ ...process, job: jobOf(process, stage) }));
+}
+
+/** How long it may take, and from when that counts: for whoever was put out of action. */
+function boundsOf({ help, handlerOutUs, guardOut, injections, episode: { scenario } }) {
+  if (help !== null) return [{ fromUs: help.atUs, ms: help.withinMs, what: `after "${help.what}"` }];
+  const all = [{ fromUs: 0, ms: BOUND_MS, what: 'in all' }];
+  if (handlerOutUs !== null) {
+    const dies = injections.some(({ name, failed }) => failed === null && DIES.includes(name));
+    const alone = injections.length === 1 && scenario.policy.hazard === null;
+    const ms = dies && alone ? DEAD_MS : SILENT_MS + (scenario.policy.hazard === 'stuck' ? DEADLINES.handleWithin : 0);
+    return [...all, { fromUs: handlerOutUs, ms, what: 'after the handler was out of action' }];
+  }
+  if (guardOut !== null || scenario.policy.hazard === 'slow') return all;
+  return [{ fromUs: 0, ms: WORKING_MS, what: 'though the handler works' }];
+}
+
+function judgeHolds(processes, seen) {
+  const { help } = seen;
   const violations = new Map(); // one for each job: the longest
+  const bounds = boundsOf(seen);
   let longestUs = 0;
   let afterHelpUs = 0;
-  for (const { job, pid, heldUs, heldUntilUs, place } of [...processes].sort((a, b) => a.heldUs - b.heldUs)) {
-    if (heldUs === 0) continue;
+  for (const { job, pid, heldUs, place, holds } of [...processes].sort((a, b) => a.heldUs - b.heldUs)) {
     longestUs = Math.max(longestUs, heldUs);
-    const who = `${job ?? 'somebody'} (${pid}) was ${place} for ${Math.round(heldUs / 1000)} ms`;
-    if (help === null) {
-      if (heldUs > BOUND_MS * 1000) violations.set(job, `${who}, the bound is ${BOUND_MS} ms`);
-      continue;
-    }
-    const sinceUs = heldUntilUs - Math.max(heldUntilUs - heldUs, help.atUs);
-    afterHelpUs = Math.max(afterHelpUs, sinceUs);
-    if (sinceUs > help.withinMs * 1000) {
-      const since = `${Math.round(sinceUs / 1000)} ms of it after "${help.what}"`;
-      violations.set(job, `${who}, ${since}, the bound is ${help.withinMs} ms`);
+    for (const [fromUs, untilUs] of holds) {
+      for (const bound of bounds) {
+        const tookUs = untilUs - Math.max(fromUs, bound.fromUs);
+        if (help !== null) afterHelpUs = Math.max(afterHelpUs, tookUs);
+        if (tookUs <= bound.ms * 1000) continue;
+        const who = `${job ?? 'somebody'} (${pid}) was ${place} for ${Math.round((untilUs - fromUs) / 1000)} ms`;
+        violations.set(job, `${who}, ${Math.round(tookUs / 1000)} ms ${bound.what}: the bound is ${bound.ms} ms`);
+      }
     }
   }
   return {
@@ -112,9 +161,92 @@ function judgeHolds(processes, help) {
   };
 }
 
+/** Jobs that were killed by signal, in the order of their deaths: `{ name, fromUs, untilUs }`. */
+function signalVictims(processes, { episode: { stage, scenario }, kills }) {
+  const victims = [];
+  for (const [name, job] of stage.jobs) {
+    const own = processes.filter((process) => process.job === name);
+    if (own.some(({ pid }) => kills.has(pid))) continue; // it may have gone with what the kernel took
+    const killed = own.filter((process) => {
+      const ended = process.goneUs !== 0 && (job.exemptUs === null || process.goneUs < job.exemptUs);
+      return ended && !wentByItself(job, process);
+    });
+    const dead = killed.filter(({ firstUs, goneUs, anonymous }) => goneUs - firstUs > BLUR_US || anonymous >= WORTH);
+    const parts = scenario.flat ? dead.map((process) => [process]) : [dead];
+    for (const part of parts.filter(({ length }) => length > 0)) {
+      const gone = part.map(({ goneUs }) => goneUs);
+      victims.push({ name, fromUs: Math.min(...gone), untilUs: Math.max(...gone) });
+    }
+  }
+  return victims.sort((a, b) => a.fromUs - b.fromUs);
+}
+
+/** Nobody dies for nothing. */
+function judgeRestraint(processes, seen) {
+  const { account } = seen;
+  const isNeeded = (fromUs, untilUs) => {
+    const before = account.needs.findLast(({ atUs }) => atUs <= fromUs);
+    return (
+      before?.is !== false || account.needs.some(({ atUs, is }) => is && atUs > fromUs && atUs <= untilUs + 2 * LOOK_US)
+    );
+  };
+  const violations = [];
+  const victims = signalVictims(processes, seen);
+  for (const [index, { name, fromUs }] of victims.entries()) {
+    const previous = victims[index - 1];
+    if (previous === undefined) continue;
+    const waited = fromUs - previous.fromUs;
+    // A job that dies slowly is not waited for any longer; of eight processes in one memcg the last goes a bit later.
+    if (fromUs < previous.untilUs - BLUR_US && waited < DEADLINES.clearWithin * 1000) {
+      violations.push(`${name} was killed while ${previous.name} was dying`);
+    }
+    const [from, until] = [previous.untilUs, fromUs];
+    if (until > from + LOOK_US && !isNeeded(from, until)) {
+      violations.push(`${name} was killed though memory was back ${Math.round((until - from) / 1000)} ms before`);
+    }
+  }
+  return violations;
+}
+
+/** A handler that works is left alone, and so is the kernel as long as there is somebody who may be killed. */
+function judgeTakeover(processes, { episode, handlerOutUs, guardOut, account, kills, closedUs }) {
+  const { stage, handler, scenario } = episode;
+  const records = stage.records();
+  const violations = [];
+  const taken = handler.all('revoked').length > 0 || records.some((text) => /^reason (?!left)/m.test(text));
+  if (taken && handlerOutUs === null && scenario.policy.hazard !== 'slow') {
+    violations.push(`the guard took over from a handler that worked: ${records.join(' ').match(/reason \w+/)?.[0]}`);
+  }
+  for (const text of records) {
+    if (/the kernel's turn/.test(text) && !/nobody is left to be killed|no time is left/.test(text)) {
+      violations.push('the guard gave it to the kernel while somebody waited and could have been killed');
+    }
+  }
+  const harmless = scenario.faults.every(({ name }) => HARMLESS.includes(name));
+  const early = account.flips.find(
+    ({ atUs, disabled }) => disabled === 0 && atUs < closedUs && atUs > readyUs(handler),
+  );
+  const kernelKilled = processes.some(
+    ({ pid, goneUs }) => kills.has(pid) && goneUs > readyUs(handler) && goneUs < closedUs,
+  );
+  if (harmless && guardOut === null && (kernelKilled || early !== undefined)) {
+    const takesTurn = handler.all('report').some(({ outcome }) => outcome === 'kernel');
+    const mayDie = [...stage.jobs.values()].filter(
+      ({ protected: isProtected, kind }) => !isProtected && kind !== 'idle',
+    );
+    const allDead = mayDie.every(({ child }) => child.ended !== null);
+    const victims = handler.all('report').flatMap((report) => report.victims).length;
+    if (!takesTurn || !(allDead || victims >= MAX_VICTIMS))
+      violations.push('it came to the kernel though the handler worked');
+  }
+  return violations;
+}
+
+const readyUs = (handler) => handler.all('ready')[0]?.atUs ?? Number.POSITIVE_INFINITY;
+
 function judgeDeaths(seen, processes, kills) {
   const { stage, handler } = seen.episode;
-  const readyUs = handler.all('ready')[0]?.atUs ?? Number.POSITIVE_INFINITY;
+  const watchedUs = readyUs(handler);
   const endUs = endOfCharge(seen);
   const jobs = [...stage.jobs].map(([name, job]) => ({
     ...job,
@@ -147,7 +279,7 @@ function judgeDeaths(seen, processes, kills) {
       const names = lower.map(({ name }) => name).join(', ');
       if (kills.has(pid)) {
         kernelChose.add(job.name);
-        if (goneUs < readyUs || goneUs > endUs || lower.length === 0) continue;
+        if (goneUs < watchedUs || goneUs > endUs || lower.length === 0) continue;
         if (kills.get(pid) > job.scoreAdj || lower.includes(firstTier)) {
           violations.push(`the kernel took ${job.name} (oom_score_adj ${kills.get(pid)}) before ${names}`);
         }

@@ -22,7 +22,7 @@ export class KernelLog {
             .replace(/^[^;]*;/, ''),
         );
       } catch (error) {
-        if (error.code === 'EPIPE') continue; // overwritten meanwhile
+        if (error.code === 'EPIPE') throw new Error('lines of the kernel log were overwritten before they were read');
         if (error.code === 'EAGAIN') return lines;
         throw error;
       }

@@ -16,6 +16,10 @@ const OTHERS = {
   service: ['work', '--set', '4MiB', '--scratch', '1MiB', '--pause', '2ms'],
   holder: ['hold', '--bytes', '6MiB'],
 };
+const HOLDER = { kind: 'holder', words: OTHERS.holder };
+const LEAK = { kind: 'leak', words: LEAKS.one };
+/** Too small to be worth a kill, and yet the first that the kernel is to take: its score is raised, and what it forks inherits that. */
+const IDLE = ['fork', '--children', '4', '--bytes', '16KiB', '--every', '200ms'];
 const BOMB = ['fork', '--children', '48', '--bytes', '2MiB'];
 /** The pids controller's bound on the bomb: some of its forks are refused. */
 export const BOMB_PIDS = 40;
@@ -30,7 +34,7 @@ export function drawScenario(seed, episode, { faults, wallClock }) {
   const chosen = drawFaults(random, names);
   const scenes = new Set(chosen.map(({ name }) => FAULTS[name].scene));
   const flat = random.chance(0.2);
-  const jobs = drawJobs(random, scenes.has('bomb'));
+  const jobs = drawJobs(random, scenes.has('bomb'), flat);
   const dies = chosen.some(({ name }) => HANDLER_FAULTS.includes(name));
   const policy = drawPolicy(random, {
     jobs,
@@ -44,7 +48,7 @@ export function drawScenario(seed, episode, { faults, wallClock }) {
     flat,
     limit: LIMIT,
     jobs,
-    late: { name: 'late', priority: freePriority(random, jobs), words: random.pick([OTHERS.holder, LEAKS.one]) },
+    late: { name: 'late', priority: freePriority(random, jobs), ...random.pick([HOLDER, LEAK]) },
     policy,
     killHandler: random.chance(0.3),
     /** Before this the leak does not start: sometimes the memcg is full while the handler arms it. */
@@ -64,6 +68,10 @@ function drawFaults(random, names) {
     const { anchors, draw } = FAULTS[name];
     const parameters = draw?.(random) ?? {};
     if (anchors === undefined) return { name, parameters };
+    // Most while somebody is held, which is what matters, and lasts for milliseconds only.
+    if (anchors.includes('held') && random.chance(0.6)) {
+      return { name, anchor: random.pick(['held', 'policy']), delayMs: random.whole(0, 20), parameters };
+    }
     return { name, anchor: random.pick(anchors), delayMs: drawDelay(random), parameters };
   });
 }
@@ -80,7 +88,7 @@ function drawDelay(random) {
   return Math.round(random.next() * most * 10) / 10;
 }
 
-function drawJobs(random, bomb) {
+function drawJobs(random, bomb, flat) {
   const count = random.whole(3, 6);
   const priorities = random.some([10, 20, 30, 40, 50, 60, 70, 80, 90], count);
   const leak = random.pick(Object.keys(LEAKS));
@@ -101,6 +109,8 @@ function drawJobs(random, bomb) {
     [jobs[0].priority, lowest.priority] = [lowest.priority, jobs[0].priority];
   }
   if (random.chance(0.25)) jobs[2].protected = true;
+  const idle = { name: 'idle', kind: 'idle', words: IDLE, priority: 0, protected: false, scoreAdj: 0 };
+  if (!flat && random.chance(0.4)) jobs.push({ ...idle, scoreAdj: random.pick([0, 300]) });
   return jobs;
 }
 
@@ -114,7 +124,7 @@ function drawPolicy(random, { jobs, dies, hazard }) {
   const others = jobs.filter(({ kind }) => kind === 'service' || kind === 'holder').map(({ name }) => name);
   return {
     hazard: hazard ?? null,
-    thinksMs: freezes || random.chance(0.4) ? random.whole(5, DEADLINES.respondWithin * 0.8) : 0,
+    thinksMs: freezes || random.chance(0.7) ? random.whole(5, DEADLINES.respondWithin * 0.8) : 0,
     freezes: freezes ? random.some(others, random.whole(1, 2)) : [],
     raisesBy: freezes && random.chance(0.6) ? random.whole(1, 4) * MiB : 0,
   };

@@ -139,11 +139,16 @@ export class Stage {
 
   #remember() {
     const groups = this.scenario.flat ? [''] : ['', ...this.scenario.jobs.map(({ name }) => `/${name}`)];
-    for (const file of groups.flatMap((group) => CONTROL_FILES.map((name) => `${this.memcg}${group}/${name}`))) {
+    for (const group of groups) this.#rememberGroup(`${this.memcg}${group}`);
+    for (const { name } of [{ name: '' }, ...this.scenario.jobs])
+      this.#before.set(`${this.#freezer(name)}/freezer.state`, 'THAWED');
+  }
+
+  #rememberGroup(group) {
+    for (const file of CONTROL_FILES.map((name) => `${group}/${name}`)) {
       const value = readValue(file);
       if (value !== null) this.#before.set(file, value);
     }
-    for (const { name } of this.scenario.jobs) this.#before.set(`${this.#freezer(name)}/freezer.state`, 'THAWED');
   }
 
   /** What is not as it was, in words. */
@@ -151,7 +156,7 @@ export class Stage {
     return [...this.#before].flatMap(([file, value]) => {
       const now = readValue(file);
       if (now === value) return [];
-      if (now === null && (this.#removed || !statSyncOr(file.replace(/\/[^/]*$/, '')))) return [];
+      if (now === null && this.#removed) return [];
       return [`${file.slice(this.#points.memory.lastIndexOf('/'))} is ${now}, was ${value}`];
     });
   }
@@ -178,11 +183,15 @@ export class Stage {
   // --- What others do ---
 
   /** Somebody kills all jobs, and removes the memcg. */
-  async removeMemcg() {
+  async removeMemcg(remade) {
     this.#removed = true;
     for (const job of this.jobs.values()) job.exemptUs ??= nowUs();
     const end = performance.now() + 1_000;
     while (!removeGroup(this.memcg) && performance.now() < end) await sleep(5);
+    if (!remade || !makeGroup(this.memcg)) return;
+    // Another's, who wants the kernel's killer off there.
+    write(`${this.memcg}/memory.oom_control`, '1');
+    this.#rememberGroup(this.memcg);
   }
 
   changeLimit(by) {
@@ -199,8 +208,13 @@ export class Stage {
 
   async addJob() {
     if (this.#removed || this.jobs.has(this.scenario.late.name)) return;
-    if (!this.scenario.flat) makeGroup(this.#groupOf(this.scenario.late.name));
-    const job = await this.#start({ kind: 'leak', ...this.scenario.late }, nowUs());
+    const group = this.#groupOf(this.scenario.late.name);
+    if (!this.scenario.flat && makeGroup(group)) {
+      this.#rememberGroup(group);
+      // It is born with what the memcg above has for the moment.
+      this.#before.set(`${group}/memory.oom_control`, 'oom_kill_disable 0');
+    }
+    const job = await this.#start(this.scenario.late, nowUs());
     job.child.endInput();
   }
 

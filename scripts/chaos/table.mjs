@@ -13,20 +13,26 @@ const OUTCOMES = [
   'unknown',
 ];
 
-/** Rows by fault; an episode with two faults counts for each. Nobody in charge is a row of its own. */
+/** Rows by fault; an episode with two faults counts for each. Nobody in charge is a column of its own. */
 export function summarise(results, faults) {
   const rows = faults.map((name) =>
     row(
       name,
-      results.filter((result) => result.faults.includes(name) && result.nobodyThereMs === null),
+      results.filter((result) => result.faults.includes(name)),
     ),
   );
   const nobody = results.filter(({ nobodyThereMs }) => nobodyThereMs !== null);
+  const replaced = (signal) =>
+    longest(
+      results.filter(({ guardSignal }) => guardSignal === signal),
+      'replacedMs',
+    );
   return {
     episodes: results.length,
     violations: results.filter(({ violations }) => violations.length > 0).length,
     longestMs: longest(results, 'longestMs'),
     rows: rows.filter(({ episodes }) => episodes > 0),
+    replacedMs: { SIGKILL: replaced('SIGKILL'), SIGSTOP: replaced('SIGSTOP') },
     nobody: {
       episodes: nobody.length,
       violations: nobody.filter(({ violations }) => violations.length > 0).length,
@@ -38,11 +44,16 @@ export function summarise(results, faults) {
 
 function row(fault, results) {
   const outcomes = {};
-  for (const { outcome } of results) outcomes[outcome] = (outcomes[outcome] ?? 0) + 1;
+  for (const { outcome, nobodyThereMs } of results) {
+    const name = nobodyThereMs === null ? outcome : 'both out';
+    outcomes[name] = (outcomes[name] ?? 0) + 1;
+  }
+  const injections = results.map(({ injected }) => injected.find(({ name }) => name === fault));
   return {
     fault,
     episodes: results.length,
-    notInjected: results.filter(({ injected }) => injected.some(({ name, failed }) => name === fault && failed)).length,
+    // What the policy does, and what is there from the start, is in the scenario, and not in this list.
+    whileHeld: injections.filter((injection) => injection?.failed === null && injection.held).length,
     outcomes,
     violations: results.filter(({ violations }) => violations.length > 0).length,
     longestMs: longest(results, 'longestMs'),
@@ -54,12 +65,13 @@ function longest(results, key) {
   return values.length === 0 ? null : Math.round(Math.max(...values));
 }
 
-export function renderTable({ rows, nobody }, bounds) {
-  const used = OUTCOMES.filter((outcome) => rows.some(({ outcomes }) => outcomes[outcome]));
-  const head = ['fault', 'episodes', ...used, 'longest wait, ms', 'violations'];
-  const lines = rows.map(({ fault, episodes, outcomes, longestMs, violations }) => [
+export function renderTable({ rows, nobody, replacedMs }, bounds) {
+  const used = [...OUTCOMES, 'both out'].filter((outcome) => rows.some(({ outcomes }) => outcomes[outcome]));
+  const head = ['fault', 'episodes', 'held', ...used, 'longest wait, ms', 'violations'];
+  const lines = rows.map(({ fault, episodes, whileHeld, outcomes, longestMs, violations }) => [
     fault,
     episodes,
+    whileHeld || '',
     ...used.map((outcome) => outcomes[outcome] ?? ''),
     longestMs ?? '',
     violations,
@@ -70,7 +82,10 @@ export function renderTable({ rows, nobody }, bounds) {
     `| ${cells.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]) : cell.padStart(widths[column]))).join(' | ')} |`;
   const rule = `|${widths.map((width, column) => (column === 0 ? '-'.repeat(width + 2) : `${'-'.repeat(width + 1)}:`)).join('|')}|`;
   const text = [render(table[0]), rule, ...table.slice(1).map(render), ''];
-  text.push(`Longest wait allowed: ${bounds.boundMs} ms.`);
+  text.push(`Longest wait allowed: ${bounds.boundMs} ms, and less where the handler works or is dead.`);
+  for (const [signal, ms] of Object.entries(replacedMs)) {
+    if (ms !== null) text.push(`A guard that got ${signal} was replaced within ${ms} ms.`);
+  }
   if (nobody.episodes > 0) {
     text.push(
       `Handler and guard both out of action: ${nobody.episodes} episodes, ${nobody.violations} with violations; longest wait in all ` +

@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { runRestore, STATE_DIRECTORY } from '../guard/instance.js';
+import { endStoppedGuards, runRestore, STATE_DIRECTORY } from '../guard/instance.js';
 
 /**
  * Puts back what handlers left behind that are gone, guard and all. Exit code 0 when everything is as it was, 1 when
@@ -12,6 +12,7 @@ export async function restore(options: { dryRun?: boolean; directory?: string })
     process.exitCode = 1;
     return;
   }
+  if (!options.dryRun) for (const line of endStoppedGuards(directory)) process.stdout.write(`${line}\n`);
   const { status, stdout, failure, signal } = await runRestore([...(options.dryRun ? ['--dry-run'] : []), directory]);
   if (status !== null) process.stdout.write(stdout || `Nothing was left in ${directory}.\n`);
   else process.stderr.write(`reprieve: the guard's program could not be run: ${failure ?? `ended by ${signal}`}\n`);

@@ -97,12 +97,18 @@ export class Victims {
     });
     const targets: Memcg[] = [];
     let usageBefore = dies;
-    if (job.kind === 'process') {
-      killing.signal(job.process);
-    } else {
-      targets.push(job.memcg, ...openDescendants(job.memcg));
-      usageBefore = job.memcg.usage();
-      killing.round(targets);
+    try {
+      if (job.kind === 'process') {
+        killing.signal(job.process);
+      } else {
+        targets.push(job.memcg, ...openDescendants(job.memcg));
+        usageBefore = job.memcg.usage();
+        killing.round(targets);
+      }
+    } catch (error) {
+      killing.close();
+      closeAll(targets.slice(1));
+      throw error;
     }
     const killedUs = this.#sinceUs();
     const { id, name } = job;

@@ -78,6 +78,12 @@ export class ControlFiles {
     return this.#changed.size > 0;
   }
 
+  /** Lets go of what could not be put back: it stays written down. */
+  close(): void {
+    for (const { directory } of this.#changed.values()) directory.close();
+    this.#changed.clear();
+  }
+
   /** Everything that can be: the rest stays written down. */
   putBackAll(): void {
     for (const { hierarchy, path, name } of [...this.#changed.values()]) {

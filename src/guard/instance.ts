@@ -14,9 +14,10 @@ import {
   unlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ReprieveError, type SystemError } from '../errors.js';
-import { type Directory, guardPath, native } from '../native.js';
+import { type Directory, guardPath, native, type Pidfd } from '../native.js';
 import type { Mounts } from './control-files.js';
 import type { Epoch } from './epoch.js';
 import { FileLedger } from './ledger.js';
@@ -44,6 +45,8 @@ export interface Instance {
   /** The state directory. */
   readonly base: Directory;
   readonly ledger: FileLedger;
+  /** Who the guard is, for whoever finds that it is stopped. */
+  noteGuard(pid: number): void;
   /** The end: nothing of it is left. Synchronous. */
   remove(): void;
   /** Something is left: it stays for the guard, or for `restoreInstance`. Synchronous. */
@@ -61,6 +64,7 @@ export function openInstance(base: string, mounts: Mounts, epoch: Epoch): Instan
     const lines = Object.entries(owner).map(([key, value]) => `${key} ${value}\n`);
     writeFileSync(`${unfinished}/owner`, lines.join(''), { mode: 0o600 });
     writeFileSync(`${unfinished}/record`, Buffer.alloc(RECORD_BYTES), { mode: 0o600 });
+    writeFileSync(`${unfinished}/guard`, guardLine(0), { mode: 0o600 });
     const ledger = new FileLedger(unfinished, path, epoch);
     undo.push(() => ledger.close());
     const held = new (native().Directory)(base);
@@ -77,6 +81,9 @@ export function openInstance(base: string, mounts: Mounts, epoch: Epoch): Instan
       directory,
       base: held,
       ledger,
+      noteGuard(pid) {
+        directory.writeFile('guard', guardLine(pid));
+      },
       remove() {
         rmSync(path, { recursive: true, force: true });
         close();
@@ -114,10 +121,25 @@ function takeName(base: string): { name: string; path: string; unfinished: strin
   }
 }
 
+/** Of one width, so that it can be overwritten where the file system is full. */
+function guardLine(pid: number): string {
+  return `${`${pid} ${pid === 0 ? 0 : startTimeOf(pid)}`.padEnd(63)}\n`;
+}
+
 /** Field 22 of /proc/PID/stat (proc_pid_stat(5)): with the number it names a process for good. */
 function startTimeOf(pid: number): number {
+  return Number(statOf(pid)[19]);
+}
+
+/** Field 3 of it. */
+function isStopped(pid: number): boolean {
+  return /^[Tt]$/.test(statOf(pid)[0] ?? '');
+}
+
+/** The fields from the third on. */
+function statOf(pid: number): string[] {
   const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-  return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]);
+  return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
 }
 
 /** What a handler left behind in the state directory. */
@@ -176,7 +198,7 @@ function handlerLives(directory: Directory): boolean {
  */
 export async function restoreStale(base: string, waitMs: number): Promise<string[]> {
   const end = performance.now() + waitMs;
-  const lines: string[] = [];
+  const lines = endStoppedGuards(base);
   /** What could not be put back: once is enough. */
   const tried = new Set<string>();
   for (;;) {
@@ -192,6 +214,28 @@ export async function restoreStale(base: string, waitMs: number): Promise<string
   }
   tidy(base);
   return lines;
+}
+
+/**
+ * A guard that somebody has stopped (SIGSTOP), of a handler that is gone, does nothing any more, and keeps others from it:
+ * it is killed. @returns a line for each
+ */
+export function endStoppedGuards(base: string): string[] {
+  return instancesIn(base).flatMap(({ name, free, handlerLives }) => {
+    if (free || handlerLives) return [];
+    let pidfd: Pidfd | undefined;
+    try {
+      const [pid = 0, started] = readFileSync(`${base}/${name}/guard`, 'utf8').trim().split(' ').map(Number);
+      if (pid === 0) return [];
+      pidfd = new (native().Pidfd)(pid);
+      if (!isStopped(pid) || startTimeOf(pid) !== started || !pidfd.signal(constants.signals.SIGKILL)) return [];
+      return [`${name}: its guard, process ${pid}, was stopped, and is killed`];
+    } catch {
+      return []; // it has ended meanwhile
+    } finally {
+      pidfd?.close();
+    }
+  });
 }
 
 /** Puts back what one handler left; nothing if it, or a guard of it, still looks after it. @returns a line for each thing */

@@ -215,9 +215,18 @@ export class GuardProcess implements Guard {
       child.removeAllListeners();
       child.on('error', () => {}); // a kill that comes too late
     }
+    this.#noteChild(child.pid ?? 0);
     child.once('exit', () => this.#died());
     if (child.exitCode !== null || child.signalCode !== null) this.#died();
     child.unref();
+  }
+
+  #noteChild(pid: number): void {
+    try {
+      this.#instance.noteGuard(pid);
+    } catch {
+      // it has died again, or the file system is read-only by now: only a guard that is stopped is looked for there
+    }
   }
 
   /** It died without having taken over: another takes its place. */

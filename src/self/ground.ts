@@ -106,6 +106,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     undo.push(() => {
       // The guard is let go last of all: whatever is not done by then, because we are killed, it does.
       files?.putBackAll();
+      files?.close();
       done = instance.ledger.isEmpty() && !guard?.process.isNeeded;
       guard?.process.dismiss(done);
       if (done) instance.remove();

@@ -338,6 +338,22 @@ describeHost('handler and guard killed in the same instant', () => {
     await host.until(() => warnings.some((line) => line.includes(host.path)), 'it is said');
   });
 
+  test('so it is where the guard was stopped before: that one is killed', async () => {
+    const host = newHost();
+    const { web, batch, state } = await stage(host);
+    const handler = await startHandler(host, { guard, stateDirectory: state }, `options = ${deadlines};`);
+    process.kill(handler.guardPid, 'SIGSTOP');
+    handler.child.kill('SIGKILL');
+    await handler.gone;
+    batch.go();
+    await host.until(() => oom(host, '', 'under_oom') === 1, 'the leak waits, and nobody is there');
+    const next = await OomHandler.open({ reserve: 0, stateDirectory: state });
+    await batch.gone;
+    expect(web.alive()).toBe(true);
+    await next.close();
+    await expectAllBack(host, handler, state);
+  });
+
   test('reprieve restore does the same by hand, and says before what it would do', async () => {
     const host = newHost();
     const { web, batch, state } = await stage(host);
