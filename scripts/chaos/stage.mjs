@@ -228,9 +228,19 @@ export class Stage {
     await Promise.race([job.child.gone, sleep(300, undefined, { ref: false })]);
     if (!remade || this.scenario.flat || this.#removed || job.child.ended === null) return;
     const group = this.#groupOf(job.name);
-    if (!attempt(() => rmdirSync(group)) || !makeGroup(group)) return;
+    if (!attempt(() => rmdirSync(group)) || !(await this.#makeAnew(group))) return;
     const { child, exemptUs, born, ...settings } = job;
     (await this.#start(settings, nowUs())).child.endInput();
+  }
+
+  /** Where it cannot be made anew, nothing is expected of it. */
+  async #makeAnew(group) {
+    for (let tries = 0; tries < 50; tries++) {
+      if (makeGroup(group)) return true;
+      await sleep(2);
+    }
+    for (const file of this.#before.keys()) if (file.startsWith(`${group}/`)) this.#before.delete(file);
+    return false;
   }
 
   /**
