@@ -5,7 +5,8 @@ export type { WatchDeadlines } from './condition/options.js';
 export type { KillResult } from './condition/victims.js';
 export { ERROR_CODES, type ErrorCode, ReprieveError } from './errors.js';
 export type { Bound } from './guard/bound.js';
-export type { GuardOptions, GuardReplaced } from './guard/process.js';
+export type { GuardOptions } from './guard/options.js';
+export type { GuardReplaced } from './guard/process.js';
 export {
   type GuardState,
   type HandlerEvents,

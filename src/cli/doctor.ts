@@ -1,7 +1,7 @@
 import { type Capabilities, probeCapabilities } from '../capabilities.js';
 import { DEFAULT_DEADLINES } from '../condition/options.js';
 import { type Bound, boundOf } from '../guard/bound.js';
-import { DEFAULT_GUARD } from '../guard/process.js';
+import { DEFAULT_GUARD } from '../guard/options.js';
 import { formatBytes } from '../units.js';
 
 /** One thing that a machine may offer. */

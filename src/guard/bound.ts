@@ -1,5 +1,5 @@
 import type { GuardedDeadlines } from './guard.js';
-import type { GuardOptions } from './process.js';
+import type { GuardOptions } from './options.js';
 
 /** How long a task can wait, in milliseconds; what the kernel's own killer takes after that, is not in it. */
 export interface Bound {

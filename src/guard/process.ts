@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { getSystemErrorName } from 'node:util';
 import type { Memcg } from '../cgroup/cgroup.js';
 import { directoryOf, type HierarchyV1, isOpen, pidfdOf } from '../cgroup/v1.js';
-import { invalidOption, ReprieveError, type SystemError } from '../errors.js';
+import { ReprieveError, type SystemError } from '../errors.js';
 import { type Channel, type Directory, guardPath, type Pidfd } from '../native.js';
 import { identityOf, type LiveJob } from '../snapshot/jobs.js';
 import type { Job } from '../snapshot/snapshot.js';
@@ -10,6 +10,7 @@ import { type Bound, boundOf } from './bound.js';
 import type { SharedEpoch } from './epoch.js';
 import type { Guard, GuardedDeadlines } from './guard.js';
 import type { Instance } from './instance.js';
+import { DEFAULT_GUARD, type GuardOptions } from './options.js';
 import {
   decodeReply,
   encodeMessage,
@@ -19,20 +20,6 @@ import {
   PROTOCOL_VERSION,
   type Reply,
 } from './protocol.js';
-
-/** Options of the guard. Times are milliseconds. */
-export interface GuardOptions {
-  /** Time for the guard's own kills before it gives the memcgs back to the kernel; 5,000 by default. */
-  within?: number;
-  /** How long past its deadline the handler may be silent, or a condition open; 1,000 by default. */
-  silence?: number;
-  /** Kill a handler that was stopped or hangs, and not only take its epoch away: for a daemon. False by default. */
-  killHandler?: boolean;
-  /** The guard's program, if it is not the one of this package. */
-  path?: string;
-}
-
-export const DEFAULT_GUARD = { within: 5_000, silence: 1_000, killHandler: false } as const;
 
 /** A guard that died was replaced. */
 export interface GuardReplaced {
@@ -51,9 +38,6 @@ interface GuardEvents {
   failed: (inode: number, error: ReprieveError) => void;
 }
 
-/** Of the guard's times. */
-const LEAST_MS = 50;
-const MOST_MS = 3_600_000;
 /** The guard starts within this time, or something is wrong. */
 const START_MS = 5_000;
 /** A guard that does not answer for this long is stopped or hangs: it is replaced. */
@@ -89,30 +73,6 @@ interface Guarded {
   parked: boolean;
   /** Something of this found no room: it is said again. */
   missed: boolean;
-}
-
-/** @returns null for none. @throws ReprieveError ERR_REPRIEVE_INVALID_ARGUMENT naming the option */
-export function checkGuardOptions(guard: unknown): GuardOptions | null {
-  if (guard === false) return null;
-  if (guard === true) return {};
-  if (typeof guard !== 'object' || guard === null || Array.isArray(guard)) {
-    throw invalidOption('the `guard` option', 'true, false or an object', guard);
-  }
-  const { within, silence, killHandler, path, ...unknown } = guard as GuardOptions;
-  const [surplus] = Object.keys(unknown);
-  if (surplus !== undefined) {
-    throw invalidOption('the `guard` option', 'made of within, silence, killHandler and path', { [surplus]: '…' });
-  }
-  for (const [name, value] of Object.entries({ within, silence })) {
-    if (value !== undefined && (!Number.isInteger(value) || value < LEAST_MS || value > MOST_MS)) {
-      throw invalidOption(`\`guard.${name}\``, `whole milliseconds from ${LEAST_MS} to ${MOST_MS}`, value);
-    }
-  }
-  if (killHandler !== undefined && typeof killHandler !== 'boolean') {
-    throw invalidOption('`guard.killHandler`', 'true or false', killHandler);
-  }
-  if (path !== undefined && typeof path !== 'string') throw invalidOption('`guard.path`', 'a path', path);
-  return Object.fromEntries(Object.entries(guard).filter(([, value]) => value !== undefined));
 }
 
 interface Waiting {
