@@ -510,6 +510,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #revoked(): void {
     const why = this.#ground.guard?.process.takenOver ?? 'it was silent for too long';
     for (const watch of this.#watches) watch.revoke();
+    if (this.#closing !== null) return; // at the end something was left to the guard: nothing was taken from us
     // Whoever is told opens another one, perhaps: not before the guard is done.
     const tell = () => this.#tell('revoked', why);
     this.close().then(tell, tell);

@@ -257,8 +257,9 @@ describeHost('a handler that lives on', () => {
       const second = OomHandler.over(standing);
       await second.watch(${JSON.stringify(host.scope)}, { policy });
       standing.files.change('memory', ${JSON.stringify(host.path)}, 'memory.limit_in_bytes', '${64 * MiB}');
+      second.on('revoked', (why) => say('revoked', why));
       say('watching', second.guard.pid);
-      process.on('SIGUSR2', () => second.close().then(() => say('closed')));
+      process.on('SIGUSR2', () => second.close().then(() => setImmediate(() => say('closed'))));
       await new Promise(() => setInterval(() => {}, 1_000));`;
     const handler = await startHandler(host, { guard: false, stateDirectory: `${state}-first` }, body);
     const job = await host.start('job', 'hold --bytes 40MiB'); // more than the limit that goes back
@@ -266,6 +267,7 @@ describeHost('a handler that lives on', () => {
     handler.child.kill('SIGUSR2');
     await host.until(() => handler.lines.includes('closed'), 'it has closed');
     expect([job.alive(), isRunning(handler.pid), oom(host, '', 'oom_kill_disable')]).toEqual([true, true, 0]);
+    expect(handler.lines.filter((line) => line.startsWith('revoked'))).toEqual([]);
     expect(await recordIn(host, state)).toMatch(/reason left/);
     handler.child.kill('SIGKILL');
     await handler.gone;
