@@ -203,8 +203,11 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   #releaseInherited(memcg: Memcg): void {
     if (!memcg.oomState().killDisabled || !memcg.claim()) return; // claimed: another handler has armed it since
-    memcg.setKillDisabled(false);
-    memcg.unclaim();
+    try {
+      memcg.setKillDisabled(false);
+    } finally {
+      memcg.unclaim();
+    }
   }
 
   #warn(memcg: Memcg, error: unknown): void {

@@ -80,7 +80,8 @@ bool State::limitRaised(uint64_t inode) const {
   return found;
 }
 
-bool State::waitsBelow(int directory) { return Restorer(*this, {}).waitsBelow(directory); }
+// Nothing is cleared: the handler lives, and may be in the midst of writing a line.
+bool State::waitsBelow(int directory) { return Restorer(*this, {.dryRun = true}).waitsBelow(directory); }
 
 bool State::empty() const {
   bool any = false;
