@@ -109,7 +109,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   constexpr unsigned kParts = State::kAll & ~State::kScores;
   const State::Options options{.say = [](void*, const char* line) { require(line != nullptr); }};
   static_cast<void>(state.frozen());
-  static_cast<void>(state.limitRaised());
+  static_cast<void>(state.limitRaised(0));
   state.restore(State::kScores, {.dryRun = true});
   state.restore(State::kAll, {.dryRun = true});
   const State::Counts first = state.restore(kParts, options);
