@@ -13,6 +13,8 @@
 #include "core/pidfd.h"
 #include "hardening.h"
 #include "memcg.h"
+#include "restorer.h"
+#include "state.h"
 
 namespace reprieve::guard {
 namespace {
@@ -50,17 +52,22 @@ int Guard::open() {
   handlerPid_ = peer.pid;
   epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_ || !follow(kSocket, kSocketToken)) return errno;
+  if (const int failed = openHandler(); failed != 0) return failed;
   // So that the first memcgs cost nothing more.
   return slots_.makeRoom() ? 0 : ENOMEM;
 }
 
-/** False if it is dead already: what it had armed before, with another guard, is ours to put back all the same. */
-bool Guard::openHandler() {
+/** If it is dead already, what it had armed before, with another guard, is ours to put back all the same. */
+int Guard::openHandler() {
   handler_ = openPidfd(handlerPid_);
+  if (!handler_ && errno != ESRCH) return errno;
   // Its child while the descriptor was opened: so it was alive, and the number was its own.
-  if (handler_ && getppid() == handlerPid_ && follow(handler_.get(), kHandlerToken)) return true;
-  handler_.close();
-  return false;
+  handlerDied_ = getppid() != handlerPid_;
+  if (handlerDied_) {
+    handler_.close();
+    return 0;
+  }
+  return follow(handler_.get(), kHandlerToken) ? 0 : errno;
 }
 
 bool Guard::follow(int fd, uint64_t token) {
@@ -76,38 +83,37 @@ int Guard::run() {
   port_.reply({ReplyType::kReady, 0, ready, 0, 0});
   readAt_ = clockUs();
   faults_ = readFaults();
-  bool handlerDied = !openHandler();
   for (;;) {
     std::array<epoll_event, 64> events;
     int timeout = static_cast<int>((running_ > 0 ? kLookEvery : kQuiet) / kMillisecond);
     if (slots_.empty()) timeout = -1;
-    if (handlerDied) timeout = 0;
+    if (handlerDied_) timeout = 0;
     const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout);
     wakeUps_++;
     advance(timeout);
     for (int i = 0; i < count; i++) {
       const uint64_t token = events[static_cast<size_t>(i)].data.u64;
-      if (token == kHandlerToken) handlerDied = true;
+      if (token == kHandlerToken) handlerDied_ = true;
       if (token < kFirstSlot) continue;
       if (Slot* slot = slots_.at(token - kFirstSlot)) notice(*slot);
     }
     // Heard even if it is dead: it may have said goodbye, or who is to die.
-    const Turn turn = hear(handlerDied);
+    const Turn turn = hear();
     if (turn == Turn::kBye) return 0;
     if (turn == Turn::kLeave) return takeOver(Reason::kLeft, nullptr);
     if (turn == Turn::kDied) return takeOver(Reason::kDied, nullptr);
     lookAround();
-    if (count == 0 && running_ == 0) lookBelow();
+    lookBelow();
     if (cause_ != nullptr) return takeOver(reason_, cause_);
   }
 }
 
-Guard::Turn Guard::hear(bool handlerDied) {
-  for (int i = 0; i < kMostHeard || handlerDied; i++) {
+Guard::Turn Guard::hear() {
+  for (int i = 0; i < kMostHeard || handlerDied_; i++) {
     Message message;
     switch (port_.receive(message)) {
       case Port::Heard::kNothing:
-        return handlerDied ? Turn::kDied : Turn::kGoOn;
+        return handlerDied_ ? Turn::kDied : Turn::kGoOn;
       case Port::Heard::kEnd:
         return Turn::kDied;
       case Port::Heard::kNonsense:
@@ -254,8 +260,8 @@ void Guard::examine(Slot& slot) {
   } else if (++clock.notFull >= kCalmLooks) {
     clock.fullSince = 0;
   }
-  // While the handler has jobs frozen there, under_oom is 0 and they wait all the same.
-  if (clock.calm >= kCalmLooks && !slot.condition.open) return stopClock(slot);
+  // While the handler has jobs frozen, under_oom is 0 and they wait all the same.
+  if (clock.calm >= kCalmLooks && !slot.condition.open && !holdsFrozen(instance_.get())) return stopClock(slot);
   const bool silent = isSilent(slot, look);
   if (!silent && !isOverdue(slot, look)) return;
   cause_ = &slot;
@@ -266,7 +272,7 @@ bool Guard::isSilent(Slot& slot, const Look& look) {
   const uint64_t within = (uint64_t{slot.respondMs} + settings_.silenceMs) * kMillisecond;
   if (time_ - std::max(slot.clock.since, beatAt_) <= within) return false;
   if (look.underOom && look.killDisabled && look.owner == nullptr) return true;
-  if (slot.condition.open && holdsFrozen(instance_.get())) return true;
+  if (holdsFrozen(instance_.get())) return true;
   // Nobody waits for it, so there is nothing to take over, yet.
   slot.clock.since = time_;
   return false;
@@ -282,20 +288,38 @@ bool Guard::isOverdue(const Slot& slot, const Look& look) const {
   return open && time_ - since > within && holdsFrozen(instance_.get());
 }
 
+/** One above it that is armed is looked below of, and so it is seen to. */
+bool Guard::isCoveredBelow(const Slot& slot) {
+  for (const uint64_t inode : slot.above) {
+    const Slot* const above = slots_.find(inode);
+    if (above != nullptr && !above->original) return true;
+  }
+  return false;
+}
+
 /**
  * A memcg that is made below an armed one is born with its 1. The handler arms it or writes 0; one that is silent does
- * neither, and nobody is signalled when it runs out of memory.
+ * neither, and nobody is signalled when it runs out of memory. Nor does one thaw what it had frozen.
  */
 void Guard::lookBelow() {
+  if (cause_ != nullptr || time_ - lookedBelowAt_ < kQuiet) return;
+  lookedBelowAt_ = time_;
   if (const uint32_t beats = words_.beats(); beats != beats_) {
     beats_ = beats;
     beatAt_ = time_;
     return;
   }
-  slots_.forEach([this](Slot& slot) {
+  State state;
+  if (state.open(instance_.get()) != 0) return;
+  const bool frozen = state.frozen();
+  // Nothing is cleared: the handler lives, and may be in the midst of writing a line.
+  const State::Options options{.dryRun = true};
+  const Restorer restorer(state, options);
+  slots_.forEach([&](Slot& slot) {
     const uint64_t within = (uint64_t{slot.respondMs} + settings_.silenceMs) * kMillisecond;
-    if (cause_ != nullptr || slot.original || time_ - beatAt_ <= within) return;
-    if (!waitsBelow(instance_.get(), slot.directory.get())) return;
+    if (cause_ != nullptr || time_ - beatAt_ <= within) return;
+    const bool mayInherit = !slot.original && !isCoveredBelow(slot);
+    if (!frozen && (!mayInherit || !restorer.waitsBelow(slot.directory.get()))) return;
     cause_ = &slot;
     reason_ = Reason::kSilent;
   });

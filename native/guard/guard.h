@@ -36,8 +36,8 @@ class Guard {
   enum class Turn { kGoOn, kBye, kLeave, kDied };
 
   int open();
-  bool openHandler();
-  Turn hear(bool handlerDied);
+  int openHandler();
+  Turn hear();
   void obey(const Message& message);
   void arm(const Message& message);
   void plan(const Message& message);
@@ -54,6 +54,7 @@ class Guard {
   void lookBelow();
   bool isSilent(Slot& slot, const Look& look);
   bool isOverdue(const Slot& slot, const Look& look) const;
+  bool isCoveredBelow(const Slot& slot);
   int takeOver(Reason reason, const Slot* cause);
 
   const Settings settings_;
@@ -64,6 +65,7 @@ class Guard {
   Account account_;
   Fd handler_;
   pid_t handlerPid_ = 0;
+  bool handlerDied_ = false;
   Fd epoll_;
   Slots slots_;
   uint32_t wakeUps_ = 0;
@@ -73,6 +75,7 @@ class Guard {
   uint64_t time_ = 1;
   uint64_t readAt_ = 0;
   uint64_t lookedAt_ = 0;
+  uint64_t lookedBelowAt_ = 0;
   unsigned running_ = 0;
   uint32_t beats_ = 0;
   uint64_t beatAt_ = 0;

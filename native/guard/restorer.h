@@ -37,6 +37,8 @@ class Restorer {
 
   State::Counts run(unsigned parts);
   int thawHolding(std::span<const pid_t> pids);
+  /** Whether tasks wait in a memcg below, made since, which inherited oom_kill_disable; false where that cannot be
+   * told. */
   bool waitsBelow(int directory) const;
 
  private:

@@ -2,6 +2,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <limits>
+#include <span>
 
 #include "core/fd.h"
 #include "lines.h"
@@ -22,6 +23,16 @@ struct Raised {
   std::array<uint64_t, 2 * kScoreMax + 1> since;
   std::array<int16_t, 2 * kScoreMax + 1> was;
 };
+
+/** Processes that were given their value in the first of two rounds: what they hold now is not to be looked at again.
+ */
+std::array<pid_t, 4096> given;
+size_t givenCount = 0;
+
+bool isGiven(pid_t pid) {
+  const auto known = std::span(given).first(givenCount);
+  return std::find(known.begin(), known.end(), pid) != known.end();
+}
 
 size_t placeOf(int score) {
   const int place = score + kScoreMax;
@@ -75,13 +86,14 @@ bool Restorer::restoreBorn(void* context, pid_t pid) {
   const int was = raised.was[placeOf(score)];
   // One tick of tolerance: both are rounded down.
   if (since == kNever || readStartTime(process.get(), started) != 0 || started + 1 < since) return true;
-  if (self.isRecordedScore(pid, started)) return true;
+  if (self.isRecordedScore(pid, started) || isGiven(pid)) return true;
   const int number = self.options_.dryRun ? 0 : writeScoreAdj(process.get(), was);
   if (number == ESRCH || isGone(number)) return true;
   if (number != 0) {
     raised.failed = true;
     return true;
   }
+  if (givenCount < given.size()) given[givenCount++] = pid;
   self.counts_.restored++;
   Line line;
   line.add(self.verb()).add(": oom_score_adj of process ").addSigned(pid).add(": ").addSigned(was);
@@ -109,6 +121,7 @@ bool Restorer::restoreBornSince(const FileRecord& home) {
     return true;
   });
   if (!any) return true;
+  givenCount = 0;
   // Twice: a child that is forked between the listing and the write to its parent inherits the raised value.
   for (int i = 0; i < (options_.dryRun ? 1 : 2) && number == 0; i++) {
     number = forEachProcess(directory.get(), home.name == "deep", restoreBorn, &raised);

@@ -111,7 +111,7 @@ int Slots::look(const Slot& slot, Look& out) {
   if (failed != 0 || !out.underOom) return failed;
   for (const uint64_t inode : slot.above) {
     Look above;
-    const Slot* const other = find(inode);
+    Slot* const other = find(inode);
     // As findOwner() in src/source/owner.ts has it. One that is gone is nobody's owner.
     if (other != nullptr && lookAt(*other, above) == 0 && above.mayWait()) out.owner = other;
   }

@@ -21,7 +21,7 @@ struct Look {
    */
   bool full = false;
   /** The topmost armed memcg above that is full and under OOM itself: it is that one's condition, not this one's. */
-  const Slot* owner = nullptr;
+  Slot* owner = nullptr;
 
   /** Tasks of this memcg's own condition wait, and nobody but us would end that. */
   bool waits() const { return mayWait() && owner == nullptr; }

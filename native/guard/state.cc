@@ -80,9 +80,6 @@ bool State::limitRaised(uint64_t inode) const {
   return found;
 }
 
-// Nothing is cleared: the handler lives, and may be in the midst of writing a line.
-bool State::waitsBelow(int directory) { return Restorer(*this, {.dryRun = true}).waitsBelow(directory); }
-
 bool State::empty() const {
   bool any = false;
   forEachFile(files_.get(), [&](const FileRecord&) {

@@ -58,9 +58,6 @@ class State {
    * of that inode, or with 0 anywhere.
    */
   bool limitRaised(uint64_t inode) const;
-  /** Whether tasks wait in a memcg below, made since, which inherited oom_kill_disable; false where that cannot be
-   * told. */
-  bool waitsBelow(int directory);
   /** Whether no record is left. Torn lines are none. */
   bool empty() const;
 

@@ -27,6 +27,8 @@ constexpr uint64_t kCleared = 10 * kMillisecond;
 constexpr uint64_t kRoom = 20 * kMillisecond;
 constexpr uint64_t kHeldEvery = 20 * kMillisecond;
 constexpr uint64_t kPokeEvery = 20 * kMillisecond;
+/** So long those are woken again that inherited the setting, and do not wake up. */
+constexpr int kPokeMs = 100;
 constexpr uint64_t kLongestSettling = kSecond;
 constexpr uint64_t kParkedEvery = kSecond;
 
@@ -71,11 +73,6 @@ constexpr std::string_view whyActing(Reason reason) {
 bool holdsFrozen(int instance) {
   State state;
   return state.open(instance) == 0 && state.frozen();
-}
-
-bool waitsBelow(int instance, int directory) {
-  State state;
-  return state.open(instance) == 0 && state.waitsBelow(directory);
 }
 
 int Takeover::run(Reason reason, const Slot* cause) {
@@ -164,9 +161,13 @@ bool Takeover::step(Slot& slot) {
     climb.phase = Climb::Phase::kDone;
     return false;
   }
-  // As long as the one above is at it. What is left when that is done is this one's own.
-  if (look.owner != nullptr && look.owner->climb.phase != Climb::Phase::kDone) return true;
   const uint64_t now = clockUs();
+  // As long as the one above is at it, which may have been calm at first. What is left then is this one's own.
+  if (look.owner != nullptr && look.owner->climb.phase != Climb::Phase::kDone) {
+    if (look.owner->climb.phase == Climb::Phase::kNone) look.owner->climb.phase = Climb::Phase::kWatching;
+    climb.calmSince = 0;
+    return true;
+  }
   if (needsVictim(slot, look)) {
     climb.calmSince = 0;
     if (now < climb.notBefore || strike(slot)) return true;
@@ -260,7 +261,7 @@ void Takeover::release() {
     }
   });
   // Those below that inherited the setting when they were made as well.
-  putBack(State::kKillers);
+  putBack(State::kKillers, kPokeMs);
   // What stands armed now was not written down, or there is nobody whom the kernel could kill.
   scene_.slots.forEach([this](Slot& slot) {
     Look look;

@@ -45,8 +45,6 @@ struct Scene {
 
 /** Whether jobs stand frozen that this instance froze. */
 bool holdsFrozen(int instance);
-/** Whether tasks wait in a memcg below, which was made there and inherited a 1 that nobody wrote down. */
-bool waitsBelow(int instance, int directory);
 
 /**
  * What the guard does in place of a handler that cannot: who was announced dies, one after the other, while that is

@@ -306,7 +306,8 @@ class Episode {
       const quietUs = nowUs() - this.#lastEventUs;
       this.#forgetDeadGuard();
       // A guard that was stopped for good is no help: it is for the next start to see that.
-      const stopped = this.handler.ended !== null && this.#guardStop?.forGood ? 0 : this.#stopped;
+      const alone = this.#guardStop?.forGood && (this.#hangs || this.handler.ended !== null);
+      const stopped = alone ? 0 : this.#stopped;
       if (this.#isNobodyThere() && stopped === 0 && this.#next === null && this.#heldSince !== null) this.#startNext();
       const leaking = [...this.stage.jobs.values()].some(({ kind, child }) => kind === 'leak' && child.ended === null);
       return !leaking && this.#heldSince === null && this.#stopped === 0 && quietUs > CALM_US;

@@ -8,8 +8,9 @@
 // - The kernel's own killer is the last rung, and chooses by size. What is promised of it: while the memcg is watched, the
 //   jobs of lowest priority go before all others. So a kill by the kernel is a violation if such a job lived, with memory,
 //   between the handler's being ready and the end of whoever was in charge; and it is always one if the process that it
-//   took had been given a higher `oom_score_adj` out of order. What the kernel chose beyond is counted, not judged: after
-//   the first tier is gone the guard has nothing prepared, and after the end nobody has. But neither may leave it to the
+//   took first had been given a higher `oom_score_adj` out of order: those that wait grow with what that brings back, and
+//   may then outrank others. What the kernel chose beyond is not judged: after the first tier is gone the guard has nothing
+//   prepared, and after the end nobody has. But neither may leave it to the
 //   kernel as long as there is somebody whom they may kill, and time.
 // - Nobody dies for nothing: after one that was killed by signal has gone, another dies only if memory is still needed
 //   then, and not while the first is still dying.
@@ -266,6 +267,8 @@ function judgeDeaths(seen, processes, kills) {
         (other.exemptUs === null || other.exemptUs > atUs) &&
         memoryAt({ processes: other.processes.filter(isKnown(seen)) }, atUs + BLUR_US) >= WORTH,
     );
+  const taken = processes.filter(({ pid, goneUs }) => kills.has(pid) && goneUs > watchedUs);
+  const firstKernelUs = Math.min(...taken.map(({ goneUs }) => goneUs));
   const violations = [];
   const kernelChose = new Set();
   for (const job of jobs) {
@@ -280,7 +283,8 @@ function judgeDeaths(seen, processes, kills) {
       if (kills.has(pid)) {
         kernelChose.add(job.name);
         if (goneUs < watchedUs || goneUs > endUs || lower.length === 0) continue;
-        if (kills.get(pid) > job.scoreAdj || lower.includes(firstTier)) {
+        const outOfOrder = goneUs === firstKernelUs && kills.get(pid) > job.scoreAdj;
+        if (outOfOrder || lower.includes(firstTier)) {
           violations.push(`the kernel took ${job.name} (oom_score_adj ${kills.get(pid)}) before ${names}`);
         }
       } else if (goneUs < takenUs - BLUR_US) {

@@ -173,12 +173,15 @@ export class ScoreRegister {
   /** Puts back what processes inherited that nobody knows of. */
   #sweep(nursery: Nursery, lowered: ReadonlySet<number>): void {
     // Twice: a child that is forked between the listing and the write of its parent inherits the raised value.
+    const given = new Set(lowered); // what they hold now is not to be looked at again
     for (let round = 0; round < 2; round++) {
       for (const pid of pidsOfNursery(nursery)) {
-        if (this.#raised.has(pid) || lowered.has(pid)) continue;
+        if (this.#raised.has(pid) || given.has(pid)) continue;
         this.#with(pid, (process) => {
           const was = this.#inherited(nursery.memcg, process.started, process.scoreAdj());
-          if (was !== null) process.setScoreAdj(was);
+          if (was === null) return;
+          process.setScoreAdj(was);
+          given.add(pid);
         });
       }
     }

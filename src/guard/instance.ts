@@ -193,23 +193,22 @@ function handlerLives(directory: Directory): boolean {
 
 /**
  * Puts back what handlers left that are gone, and waits, at most `waitMs`, for guards that are at it.
+ * @param tried what was tried before: once is enough, whatever came of it
  * @returns a line for each thing that was done
  * @throws ReprieveError ERR_REPRIEVE_STATE if the directory cannot be read
  */
-export async function restoreStale(base: string, waitMs: number): Promise<string[]> {
+export async function restoreStale(base: string, waitMs: number, tried: Set<string>): Promise<string[]> {
   const end = performance.now() + waitMs;
   const lines = endStoppedGuards(base);
-  /** What could not be put back: once is enough. */
-  const tried = new Set<string>();
   for (;;) {
     const left = instancesIn(base).filter(({ name }) => !tried.has(name));
-    const stale = left.filter(({ free }) => free);
-    for (const { name } of stale) {
-      lines.push(...(await restoreInstance(base, name)));
+    for (const { name } of left.filter(({ free }) => free)) {
+      const told = await restoreInstance(base, name);
+      if (told === null) continue; // somebody else was quicker
+      lines.push(...told);
       tried.add(name);
     }
-    if (stale.length > 0) continue; // which may have taken a while
-    if (!left.some(({ free, handlerLives }) => !free && !handlerLives) || performance.now() >= end) break;
+    if (!left.some(({ free, handlerLives }) => free || !handlerLives) || performance.now() >= end) break;
     await sleep(20);
   }
   tidy(base);
@@ -238,16 +237,17 @@ export function endStoppedGuards(base: string): string[] {
   });
 }
 
-/** Puts back what one handler left; nothing if it, or a guard of it, still looks after it. @returns a line for each thing */
-export async function restoreInstance(base: string, name: string): Promise<string[]> {
+/** Puts back what one handler left. @returns a line for each thing; null if somebody looks after it, or is at it */
+export async function restoreInstance(base: string, name: string): Promise<string[] | null> {
   // What was done is not done twice, so if it was killed it may as well be started again.
   for (let attempt = 1; ; attempt++) {
     const { status, signal, stdout, failure } = await runRestore([base, name]);
     const lines = stdout.split('\n').filter((line) => line !== '');
     if (signal !== null && attempt < MOST_ATTEMPTS) continue;
+    if (lines.some((line) => line.startsWith(`${name}: in use`))) return null;
     if (failure !== null) lines.push(`the guard's program could not be run: ${failure}`);
     if (status !== 0) lines.push(`not everything that was left in ${base}/${name} could be put back`);
-    return lines.filter((line) => !line.startsWith(`${name}: in use`));
+    return lines;
   }
 }
 

@@ -103,6 +103,7 @@ export class GuardProcess implements Guard {
   takenOver: string | null = null;
   /** Why there is none any more. */
   #lost: ReprieveError | null = null;
+  #starting: Promise<void> | null = null;
 
   constructor(hierarchy: HierarchyV1, instance: Instance, epoch: SharedEpoch, options: GuardOptions) {
     this.#hierarchy = hierarchy;
@@ -128,8 +129,14 @@ export class GuardProcess implements Guard {
   /** Before something is armed: one that was lost is started once more. @throws ReprieveError ERR_REPRIEVE_GUARD */
   async mustBeThere(): Promise<void> {
     if (this.#lost === null) return;
-    await this.start();
-    this.#lost = null;
+    this.#starting ??= this.start()
+      .then(() => {
+        this.#lost = null;
+      })
+      .finally(() => {
+        this.#starting = null;
+      });
+    await this.#starting;
   }
 
   /** Starts it, and resolves when it guards. @throws ReprieveError ERR_REPRIEVE_GUARD */
@@ -167,7 +174,7 @@ export class GuardProcess implements Guard {
       });
     } catch (error) {
       child.kill('SIGKILL');
-      this.#closeChannel();
+      if (this.#channel === channel) this.#closeChannel();
       throw error;
     } finally {
       clearTimeout(timer);
@@ -259,10 +266,15 @@ export class GuardProcess implements Guard {
   }
 
   resolved(memcg: Memcg): void {
-    this.#note(memcg, { open: false, parked: false, killed: null });
+    const guarded = this.#guarded.get(memcg.inode);
+    const wasKilled = guarded !== undefined && guarded.killed !== null;
+    if (wasKilled) guarded.killed = null;
+    this.#note(memcg, { open: false, parked: false });
+    // What runs there again is a job like others.
+    if (wasKilled) this.#tellPlan(guarded);
   }
 
-  #note(memcg: Memcg, state: Pick<Guarded, 'open' | 'parked'> & { killed?: null }): void {
+  #note(memcg: Memcg, state: Pick<Guarded, 'open' | 'parked'>): void {
     const guarded = this.#guarded.get(memcg.inode);
     if (guarded !== undefined) this.#tellState(Object.assign(guarded, state));
   }

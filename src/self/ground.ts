@@ -97,7 +97,9 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     for (const step of undo.splice(0).reverse()) step();
   };
   try {
-    const restored = await restoreStale(stateDirectory, OTHERS_MS);
+    const tried = new Set<string>();
+    const restored = await restoreStale(stateDirectory, OTHERS_MS, tried);
+    let restoring: Promise<string[]> | null = null;
     const points = mountPoints(mounts, mount);
     const shared = guardOptions === null ? null : new SharedEpoch();
     const epoch = shared ?? NO_EPOCH;
@@ -148,10 +150,16 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
       readFaults: native().readFaults,
       guard,
       files,
-      restoreStale: () => restoreStale(stateDirectory, OTHERS_MS),
+      // Without waiting for guards: what they still hold is claimed.
+      restoreStale: () => {
+        restoring ??= restoreStale(stateDirectory, 0, tried).finally(() => {
+          restoring = null;
+        });
+        return restoring;
+      },
       restored,
       leave,
-      restoreRest: async () => (done ? [] : restoreInstance(stateDirectory, instance.name)),
+      restoreRest: async () => (done ? [] : ((await restoreInstance(stateDirectory, instance.name)) ?? [])),
     };
   } catch (error) {
     leave();
