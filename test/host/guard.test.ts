@@ -238,11 +238,25 @@ describeHost('the guard itself', () => {
     const path = `${host.directory}/guard`;
     copyFileSync(guardPath(), path);
     chmodSync(path, 0o755);
-    const handler = await startHandler(host, { guard: { ...guard, path }, stateDirectory: state });
+    for (const name of ['one', 'two']) host.make(name);
+    const body = `
+      process.on('SIGUSR2', async () => {
+        const watching = ['one', 'two'].map((name) => handler.watch(${JSON.stringify(host.scope)} + '/' + name));
+        say('again', ...(await Promise.allSettled(watching)).map(({ status }) => status));
+      });`;
+    const handler = await startHandler(host, { guard: { ...guard, path }, stateDirectory: state }, body);
     rmSync(path);
     process.kill(handler.guardPid, 'SIGKILL');
     await host.until(() => oom(host, '', 'oom_kill_disable') === 0, 'it is disarmed');
     await host.until(() => handler.lines.some((line) => /^alarm .*guard.*did not start/.test(line)), 'it is said');
+    // Once it can be started again, whoever watches has it started, and only once.
+    copyFileSync(guardPath(), path);
+    chmodSync(path, 0o755);
+    handler.child.kill('SIGUSR2');
+    await host.until(() => handler.lines.includes('again fulfilled fulfilled'), 'both watch');
+    await sleep(200);
+    expect(handler.lines.filter((line) => line.startsWith('revoked'))).toEqual([]);
+    expect([oom(host, 'one', 'oom_kill_disable'), oom(host, 'two', 'oom_kill_disable')]).toEqual([1, 1]);
     handler.child.kill('SIGTERM');
     await handler.gone;
     expect(readdirSync(state)).toEqual(['records']);

@@ -170,6 +170,33 @@ describeHost('waits that no signal tells of', () => {
     });
   }
 
+  test('in the freezer, after the condition is over, as the handler loops for ever', async () => {
+    const host = newHost();
+    const { web, batch, state } = await stage(host);
+    const frozen = freezerOf(host, [web.pid]);
+    const body = `
+      const { openGround } = await import(${ground});
+      await handler.close();
+      const standing = await openGround(${JSON.stringify({ reserve: 0, guard, stateDirectory: state })});
+      const second = OomHandler.over(standing);
+      second.on('report', () => { say('report'); for (;;); });
+      await second.watch(${JSON.stringify(host.scope)}, { respondWithin: 5_000, handleWithin: 9_000, jobs: ${jobs}, policy: async () => {
+        standing.files.change('freezer', ${JSON.stringify(host.path)}, 'freezer.state', 'FROZEN');
+        say('frozen');
+        await new Promise(() => {});
+      } });
+      say('watching', second.guard.pid);
+      await new Promise(() => {});`;
+    const handler = await startHandler(host, { guard: false, stateDirectory: `${state}-first` }, body);
+    batch.go();
+    await host.until(() => handler.lines.includes('frozen'), 'it is frozen');
+    batch.child.kill('SIGKILL'); // by somebody else
+    await host.until(() => handler.lines.includes('report'), 'it is over');
+    await host.until(() => frozen() === 'THAWED', 'it is thawed');
+    expect(await recordIn(host, state)).toMatch(/reason silent/);
+    handler.child.kill('SIGKILL');
+  });
+
   test('in the freezer, for longer than a condition may last, though the handler lives', async () => {
     const host = newHost();
     const { web, batch, state } = await stage(host);
@@ -328,6 +355,31 @@ describeHost('who may die', () => {
     await batch.gone;
     await expectAllBack(host, handler, state);
     expect(web.alive()).toBe(true);
+  });
+
+  test('a job that was killed, and was started again, is one like others', async () => {
+    const host = newHost();
+    const { web, batch, state } = await stage(host);
+    web.child.kill('SIGKILL');
+    await web.gone;
+    const leak = await host.start('web', 'leak --every 0', { gate: true });
+    const body = `options = { jobs: ${jobs} };
+      let first = true;
+      policy = (snapshot) => {
+        if (!first) return new Promise(() => {});
+        first = false;
+        return { action: 'kill', victim: snapshot.jobs.find(({ name }) => name === 'web').id, because: 'it leaks' };
+      };`;
+    const handler = await startHandler(host, { guard, stateDirectory: state }, body);
+    leak.go();
+    await host.until(() => handler.lines.includes('report cleared web'), 'it is killed');
+    const again = await host.start('web', 'hold --bytes 20MiB');
+    batch.go();
+    await host.until(() => oom(host, '', 'under_oom') === 1, 'the other one waits');
+    handler.child.kill('SIGKILL');
+    await batch.gone;
+    await expectAllBack(host, handler, state);
+    expect(again.alive()).toBe(true);
   });
 
   test('a memcg that had its own oom_kill_disable keeps it, whatever becomes of the handler', async () => {
