@@ -144,7 +144,7 @@ void Guard::obey(const Message& message) {
       slot->condition = {true, false, time_};
       return notice(*slot);
     case MessageType::kParked:
-      slot->condition.parked = true;
+      slot->condition = {true, true, time_};
       return;
     case MessageType::kResolved:
       slot->condition = {};

@@ -281,7 +281,7 @@ export class GuardProcess implements Guard {
 
   #tellState(guarded: Guarded): void {
     const { memcg, open, parked } = guarded;
-    guarded.missed ||= !this.#send(parked ? 'parked' : open ? 'opened' : 'resolved', memcg);
+    if (!this.#send(parked ? 'parked' : open ? 'opened' : 'resolved', memcg)) guarded.missed = true;
   }
 
   #tellAll(guarded: Guarded): void {
@@ -308,7 +308,7 @@ export class GuardProcess implements Guard {
     });
     const descriptors = jobs.map((job) => (job.kind === 'memcg' ? directoryOf(job.memcg) : pidfdOf(job.process)));
     const fields = { count: entries.length };
-    guarded.missed ||= !this.#send('plan', memcg, fields, descriptors, patience, encodePlan(entries));
+    if (!this.#send('plan', memcg, fields, descriptors, patience, encodePlan(entries))) guarded.missed = true;
   }
 
   /** Once a second: whether it still listens. */
