@@ -84,7 +84,12 @@ int Takeover::run(Reason reason, const Slot* cause) {
   hasState_ = failed == 0;
   if (!hasState_) noteFailure("reading what the handler had changed", failed);
 
-  if (kKills) climb();
+  do {
+    if (kKills) climb();
+    putBack(State::kLimits);
+    putBack(State::kFreezers);
+    // Those that were thawed may use up at once what has come back.
+  } while (kKills && !exhausted_ && somebodyWaits());
   release();
   awaitWaiters(kLongestSettling);
   putBackRest();
@@ -135,6 +140,7 @@ void Takeover::climb() {
     if (!look.underOom && !slot.clock.running && !slot.condition.open) return;
     slot.climb.phase = Climb::Phase::kWatching;
     slot.climb.notBefore = begun_ + kGrace;
+    slot.climb.calmSince = 0;
     climbing = true;
   });
   const uint64_t until = begun_ + scene_.settings.withinMs * kMillisecond;
@@ -147,6 +153,7 @@ void Takeover::climb() {
     if (climbing) sleepUs(kStep);
   }
   if (climbing) scene_.account.note("no time is left to kill anybody: the kernel's turn");
+  exhausted_ = exhausted_ || climbing;
 }
 
 /** Goes on with one memcg; false when nothing is to be done there, any more. */
@@ -171,6 +178,7 @@ bool Takeover::step(Slot& slot) {
   if (needsVictim(slot, look)) {
     climb.calmSince = 0;
     if (now < climb.notBefore || strike(slot)) return true;
+    exhausted_ = true;
     scene_.account.note(lineOn(slot, "nobody is left to be killed in ").view());
     climb.phase = Climb::Phase::kDone;
     return false;
@@ -250,10 +258,17 @@ void Takeover::readHeld() {
   raised_ = state_.limitRaised(0);
 }
 
-/** Limits back, jobs thawed, and the memcgs to the kernel. */
+bool Takeover::somebodyWaits() {
+  bool waits = false;
+  scene_.slots.forEach([&](const Slot& slot) {
+    Look look;
+    if (!waits && !slot.original) waits = scene_.slots.look(slot, look) == 0 && look.waits();
+  });
+  return waits;
+}
+
+/** Limits are back and jobs thawed: the memcgs are the kernel's again. */
 void Takeover::release() {
-  putBack(State::kLimits);
-  putBack(State::kFreezers);
   scene_.slots.forEach([this](Slot& slot) {
     Look look;
     if (scene_.slots.look(slot, look) == 0 && look.waits() && !slot.original) {

@@ -69,6 +69,7 @@ class Takeover {
   void thaw(size_t pids);
   void readHeld();
 
+  bool somebodyWaits();
   void release();
   bool handOver(Slot& slot, const Look& look);
   bool settle(Slot& slot);
@@ -91,6 +92,8 @@ class Takeover {
   /** The handler is gone or will soon be. */
   bool ends_ = false;
   bool ownerLives_ = false;
+  /** There is nobody left to kill, or no time for it. */
+  bool exhausted_ = false;
   // What the handler did and is not undone yet: jobs frozen; a limit raised, and more in use than it goes back to.
   bool frozen_ = false;
   bool raised_ = false;

@@ -71,6 +71,7 @@ handler.on('report', ({ outcome, victims, rungs, steps }) => {
     rungs,
     victims: victims.map(({ name, pids }) => ({ name, pids })),
     last: steps.at(-1)?.text,
+    why: steps.find(({ text }) => /handleWithin|maxVictims/.test(text))?.text,
   });
 });
 handler.on('warning', (message) => say('warning', { message }));

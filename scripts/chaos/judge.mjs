@@ -24,8 +24,6 @@ const WORTH = 2 ** 20;
 /** Two looks of the observer. */
 const BLUR_US = 15_000;
 const LOOK_US = 4_000;
-/** The default of the watch. */
-const MAX_VICTIMS = 8;
 /** Faults that leave handler and guard to themselves, and somebody to be killed. */
 const HARMLESS = [
   'none',
@@ -231,13 +229,13 @@ function judgeTakeover(processes, { episode, handlerOutUs, guardOut, account, ki
     ({ pid, goneUs }) => kills.has(pid) && goneUs > readyUs(handler) && goneUs < closedUs,
   );
   if (harmless && guardOut === null && (kernelKilled || early !== undefined)) {
-    const takesTurn = handler.all('report').some(({ outcome }) => outcome === 'kernel');
+    const handed = handler.all('report').filter(({ outcome }) => outcome === 'kernel');
     const mayDie = [...stage.jobs.values()].filter(
       ({ protected: isProtected, kind }) => !isProtected && kind !== 'idle',
     );
     const allDead = mayDie.every(({ child }) => child.ended !== null);
-    const victims = handler.all('report').flatMap((report) => report.victims).length;
-    if (!takesTurn || !(allDead || victims >= MAX_VICTIMS))
+    // Its time may have been over, or so many dead as may be.
+    if (handed.length === 0 || !(allDead || handed.some(({ why }) => why !== undefined)))
       violations.push('it came to the kernel though the handler worked');
   }
   return violations;
