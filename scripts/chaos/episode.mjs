@@ -187,6 +187,7 @@ class Episode {
     const end = performance.now() + ms;
     while (!check() && performance.now() < end) {
       this.#signal.throwIfAborted();
+      this.#tools.log.read();
       await sleep(STEP_MS);
     }
     return check();

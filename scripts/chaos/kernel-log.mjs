@@ -3,27 +3,24 @@ import { closeSync, constants, openSync, readSync } from 'node:fs';
 
 export class KernelLog {
   #file = openSync('/dev/kmsg', constants.O_RDONLY | constants.O_NONBLOCK);
+  #lines = [];
 
   constructor() {
-    this.read(); // what was before
+    this.read();
+    this.#lines = []; // what was before
   }
 
-  /** Lines since the last call. */
+  /** Keeps what has come: often enough that nothing is overwritten before, as the kernel lists all tasks at each kill. */
   read() {
     const record = Buffer.alloc(8192);
-    const lines = [];
     for (;;) {
       try {
         const length = readSync(this.#file, record);
-        lines.push(
-          record
-            .toString('utf8', 0, length)
-            .split('\n')[0]
-            .replace(/^[^;]*;/, ''),
-        );
+        const [line] = record.toString('utf8', 0, length).split('\n');
+        this.#lines.push(line.replace(/^[^;]*;/, ''));
       } catch (error) {
         if (error.code === 'EPIPE') throw new Error('lines of the kernel log were overwritten before they were read');
-        if (error.code === 'EAGAIN') return lines;
+        if (error.code === 'EAGAIN') return;
         throw error;
       }
     }
@@ -31,8 +28,9 @@ export class KernelLog {
 
   /** Processes that it killed for a memcg since the last call: their `oom_score_adj` then, by number. */
   kills() {
+    this.read();
     const kills = new Map();
-    for (const line of this.read()) {
+    for (const line of this.#lines.splice(0)) {
       const [, pid] = /^Memory cgroup out of memory: Killed process (\d+)/.exec(line) ?? [];
       if (pid !== undefined) kills.set(Number(pid), Number(/oom_score_adj:(-?\d+)/.exec(line)?.[1] ?? 0));
     }
