@@ -108,7 +108,7 @@ export class Stage {
     if (job.kind === 'bomb') joins.push(this.#bombGroup);
     const words = [...job.words, ...joins.flatMap((path) => ['--join', path])];
     const child = new Child(this.#workload, [...words, '--name', job.name, '--gate', '--timeout', JOB_TIMEOUT], {
-      env: job.kind === 'bomb' ? { ...process.env, ...NO_RSEQ } : process.env,
+      env: { ...process.env, ...NO_RSEQ },
     });
     const known = { ...job, scoreAdj: job.scoreAdj ?? 0, child, exemptUs: null, born };
     const key = this.jobs.has(job.name) ? `${job.name}#${child.pid}` : job.name;
