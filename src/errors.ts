@@ -21,6 +21,8 @@ export const ERROR_CODES = {
   ERR_REPRIEVE_TOO_LATE: 'The ladder has gone on to the next rung; this answer is not awaited any more.',
   ERR_REPRIEVE_UNSUPPORTED: 'This machine or kernel does not offer what was asked for.',
   ERR_REPRIEVE_VANISHED: 'The memcg was removed.',
+  ERR_REPRIEVE_WINDOW_REFUSED:
+    'The overcharge window was not opened: a thread did not stop, a memcg above has no room, or there is no freezer.',
 } as const;
 
 export type ErrorCode = keyof typeof ERROR_CODES;

@@ -21,6 +21,7 @@ import type { GuardReplaced } from './guard/process.js';
 import type { Policy } from './policy/decision.js';
 import type { Report } from './report/report.js';
 import { Account, ConditionReserve, type ReserveCounters } from './reserve/account.js';
+import type { WindowCounters } from './reserve/overcharge.js';
 import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
 import { JobRules, type JobSettings } from './snapshot/settings.js';
@@ -159,6 +160,11 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   get reserve(): ReserveCounters {
     const { bytes, charged, available, maxCharged, failures } = this.#account;
     return { bytes, charged, available, maxCharged, failures };
+  }
+
+  /** Overcharge windows so far; none where none can be opened. */
+  get windows(): WindowCounters {
+    return { ...(this.#ground.overcharge?.counters ?? { opened: 0, refused: 0, exhausted: 0 }) };
   }
 
   /** Null without a guard. */
@@ -399,6 +405,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         jobs: members.map((member) => member.watch.jobsOf(member.armed)),
         options: drill ? DRILL_LADDER : watch.options,
         reserve: new ConditionReserve(new Account(reserve.bytes, this.#account), reserve.arena),
+        overcharge: own === undefined || drill ? null : this.#ground.overcharge,
+        above: own?.armed.chain.slice(0, -1) ?? [],
         preference: drill ? NO_PREFERENCE : watch.preference,
         plan: () => own?.watch.plan(own.armed),
         readFaults,
@@ -479,6 +487,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#stopTick = null;
       this.#ground.guard?.process.heartbeat();
       this.#warmUps = WARM_UPS;
+      this.#ground.files?.settle();
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
       for (const watch of this.#watches) {
         watch.tick();
@@ -539,7 +548,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    */
   #leavesToGuard(): boolean {
     const { files, guard } = this.#ground;
-    files?.putBackAll();
+    files?.putBackAll(guard !== null);
     return files?.pending === true && guard !== null;
   }
 
@@ -551,7 +560,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   async #close(): Promise<void> {
     this.#forgetSignal();
-    const { guard, hierarchy } = this.#ground;
+    const { guard, hierarchy, overcharge } = this.#ground;
+    await Promise.all([...(overcharge?.windows ?? [])].map((window) => window.close()));
     if (this.#leavesToGuard()) {
       guard?.process.dismiss(false);
       await guard?.process.gone();

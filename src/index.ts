@@ -25,7 +25,8 @@ export type {
 export { explain, lowestPriority } from './policy/lowest-priority.js';
 export type { Outcome, Report, Step, Victim } from './report/report.js';
 export { renderReport } from './report/text.js';
-export type { Lease, Reserve, ReserveCounters } from './reserve/account.js';
+export type { Lease, OverchargeOptions, Reserve, ReserveCounters } from './reserve/account.js';
+export type { OverchargeWindow, WindowCounters, WindowRecord } from './reserve/overcharge.js';
 export type { HandlerOptions } from './self/ground.js';
 export type { Scheduling } from './self/hardening.js';
 export type { JobSettings } from './snapshot/settings.js';

@@ -35,6 +35,7 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     reserve: { bytes: RESERVE, arena: new ArenaAllocator(new ArrayBuffer(RESERVE)) },
     ownPath: () => undefined,
     readFaults: (out) => out.fill(0),
+    overcharge: null,
     guard: null,
     restoreStale: async () => [],
     restoreRest: async () => [],

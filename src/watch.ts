@@ -1,6 +1,6 @@
 import { KernelPreference } from './action/kernel-preference.js';
 import type { ScoreRegister } from './action/scores.js';
-import type { Hierarchy, Listener, Memcg, TreeChange } from './cgroup/cgroup.js';
+import { type Hierarchy, isWindow, type Listener, type Memcg, type TreeChange } from './cgroup/cgroup.js';
 import { Subtree } from './cgroup/subtree.js';
 import type { OomCondition } from './condition/condition.js';
 import type { LadderOptions } from './condition/options.js';
@@ -171,7 +171,9 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   /** With `recursive`: every memcg below that no other watch has armed. */
   #armBelow(): void {
     if (!this.#setup.recursive) return;
-    for (const memcg of this.#subtree.all()) if (!this.#armed.has(memcg.inode)) this.#armOne(memcg);
+    for (const memcg of this.#subtree.all()) {
+      if (!this.#armed.has(memcg.inode) && !isWindow(memcg.path)) this.#armOne(memcg);
+    }
   }
 
   /** One that another watch has, of this process or another, is left to it. */
@@ -193,6 +195,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
    * its own and nobody listened, its tasks would wait for ever.
    */
   #created(memcg: Memcg): void {
+    if (isWindow(memcg.path)) return;
     const original = this.#armed.get(this.#setup.scope.inode)?.original ?? false;
     if (this.#setup.recursive && this.#state === 'watching') {
       if (!this.#armed.has(memcg.inode)) this.#armOne(memcg, original);

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string_view>
@@ -11,6 +12,9 @@
 // Undoing cgroups that the handler made.
 namespace reprieve::guard {
 namespace {
+
+/** What runs in a window is killed, and waited for no longer than this: its memory is needed. */
+constexpr uint64_t kLongestDeath = 300 * kMillisecond;
 
 struct Move {
   int to;
@@ -31,6 +35,24 @@ bool moveOut(void* context, pid_t pid) {
 
 }  // namespace
 
+/** Moves or kills who is in a cgroup that was made: how many are still to be seen there. */
+int Restorer::empty(const FileRecord& record, int directory) const {
+  if (partOf(record) == State::kWindows) {
+    std::array<pid_t, 64> ignored;
+    size_t count = 0;
+    return killRound(directory, ignored, count).listed;
+  }
+  std::array<char, kFileLine> path;
+  const int hierarchy = state_.hierarchyOf(record);
+  const bool known = decodePath(record.was, path);
+  const Fd target(known ? openBeneath(hierarchy, path.data(), O_RDONLY | O_DIRECTORY) : -1);
+  const Fd to(target ? openBeneath(target.get(), "cgroup.procs", O_WRONLY) : -1);
+  const Fd root(openBeneath(hierarchy, "cgroup.procs", O_WRONLY));
+  Move move{to.get(), root.get(), 0};
+  forEachProcess(directory, false, moveOut, &move);
+  return move.listed;
+}
+
 bool Restorer::undoMade(const FileRecord& record) {
   Fd directory;
   int number = 0;
@@ -45,14 +67,10 @@ bool Restorer::undoMade(const FileRecord& record) {
       skip(record, "another cgroup has that name now");
       return true;
     case State::Found::kHere:
-      if (options_.ownerLives) return false;
+      if (options_.ownerLives && record.name == "-") return false;
       break;
   }
   std::array<char, kFileLine> path;
-  if (!decodePath(record.was, path)) return later(record, "malformed");
-  const Fd target(openBeneath(state_.memory_.get(), path.data(), O_RDONLY | O_DIRECTORY));
-  const Fd to(target ? openBeneath(target.get(), "cgroup.procs", O_WRONLY) : -1);
-  const Fd root(openBeneath(state_.memory_.get(), "cgroup.procs", O_WRONLY));
   if (!decodePath(record.path, path)) return later(record, "malformed");
   const std::string_view whole(path.data());
   const size_t slash = whole.rfind('/');
@@ -60,34 +78,39 @@ bool Restorer::undoMade(const FileRecord& record) {
   if (slash + 1 == whole.size()) return later(record, "not a cgroup that was made");
   const char* const leaf = slash == std::string_view::npos ? path.data() : path.data() + slash + 1;
   if (slash != std::string_view::npos) path[slash] = '\0';
-  const Fd parent(
-      openBeneath(state_.memory_.get(), slash == std::string_view::npos ? "/" : path.data(), O_RDONLY | O_DIRECTORY));
+  const Fd parent(openBeneath(state_.hierarchyOf(record), slash == std::string_view::npos ? "/" : path.data(),
+                              O_RDONLY | O_DIRECTORY));
   if (!parent) return later(record, "cannot be opened: ", errno);
+  const bool window = partOf(record) == State::kWindows;
+  const uint64_t until = std::max(deadline_, window ? clockUs() + kLongestDeath : 0);
   do {
-    Move move{to.get(), root.get(), 0};
     // A process forks while the list is read; so until nobody is listed.
     for (int round = 0; round < 10 && !options_.dryRun; round++) {
-      move.listed = 0;
-      forEachProcess(directory.get(), false, moveOut, &move);
-      if (move.listed == 0) break;
+      if (empty(record, directory.get()) == 0) break;
     }
     number = options_.dryRun || unlinkat(parent.get(), leaf, AT_REMOVEDIR) == 0 ? 0 : errno;
     if (number == 0 || isGone(number)) {
       counts_.restored++;
       Line line = begin(options_.dryRun ? "would remove" : "removed", record);
-      say(line.add(", its processes go to ").add(record.was));
+      if (window) {
+        line.add(", what ran in it dies");
+      } else {
+        line.add(", its processes go to ").add(record.was);
+      }
+      say(line);
       return true;
     }
-    if (clockUs() < deadline_) sleepUs(kStepUs);
-  } while (clockUs() < deadline_);
+    if (clockUs() < until) sleepUs(kStepUs / 10);
+  } while (clockUs() < until);
   return later(record, "cannot be removed: ", number);
 }
 
-void Restorer::undoMade() {
+void Restorer::undoMade(State::Part part) {
   loud_ = true;
   Held held;
   for (size_t slot = 0; slot < lines_; slot++) {
-    if (load(slot, held) && held.record.kind == Kind::kMade && undoMade(held.record)) clear(slot);
+    if (!load(slot, held) || held.record.kind != Kind::kMade || partOf(held.record) != part) continue;
+    if (undoMade(held.record)) clear(slot);
   }
 }
 

@@ -114,7 +114,8 @@ bool isWhole(const FileRecord& record) {
     case Kind::kHome:
       return record.name == "deep" || record.name == "flat";
     case Kind::kMade:
-      return record.name == "-" && isPath(record.was);
+      return record.name == "window" ? record.was == "-"
+                                     : (record.name == "-" || record.name == "freezer") && isPath(record.was);
   }
   return false;
 }

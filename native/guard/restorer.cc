@@ -64,7 +64,7 @@ int readValue(int fd, std::string_view name, uint64_t& out) {
 bool isGone(int number) { return number == ENOENT || number == ENODEV; }
 
 State::Part partOf(const FileRecord& record) {
-  if (record.kind == Kind::kMade) return State::kMade;
+  if (record.kind == Kind::kMade) return record.name == "window" ? State::kWindows : State::kMade;
   if (record.kind == Kind::kHome) return State::kScores;
   if (record.name == kOomControl) return State::kKillers;
   if (record.name == "freezer.state" || record.name == "cgroup.freeze") return State::kFreezers;
@@ -333,19 +333,22 @@ void Restorer::sweep(State::Part part) {
 State::Counts Restorer::run(unsigned parts) {
   deadline_ = clockUs();
   if (!options_.dryRun) deadline_ += static_cast<uint64_t>(std::max(0, options_.settleMs)) * kMillisecond;
+  // What runs in a window holds what its limit was raised by.
+  if ((parts & State::kWindows) != 0) undoMade(State::kWindows);
+  const int before = counts_.pending;
   for (;;) {
     last_ = clockUs() >= deadline_;
-    counts_.pending = 0;
+    counts_.pending = before;
     for (const State::Part part : {State::kLimits, State::kFreezers, State::kKillers}) {
       if ((parts & part) != 0) sweep(part);
     }
-    if (counts_.pending == 0 || last_) break;
+    if (counts_.pending == before || last_) break;
     sleepUs(kStepUs);
   }
   // A waiter that was woken makes the kernel choose only when it has run again; until then the scores count.
   if (waiters_ && clockUs() < deadline_) sleepUs(2 * kStepUs);
   if ((parts & State::kScores) != 0) restoreScores();
-  if ((parts & State::kMade) != 0) undoMade();
+  if ((parts & State::kMade) != 0) undoMade(State::kMade);
   if (countLines(state_.files_.get(), kFileLine) > State::kMaxFiles) {
     counts_.pending++;
     Line line;

@@ -92,8 +92,9 @@ class Restorer {
   static bool restoreBorn(void* context, pid_t pid);
   bool isRecordedScore(pid_t pid, uint64_t started) const;
 
-  void undoMade();
+  void undoMade(State::Part part);
   bool undoMade(const FileRecord& record);
+  int empty(const FileRecord& record, int directory) const;
 
   State& state_;
   const State::Options& options_;

@@ -94,7 +94,7 @@ bool State::empty() const {
 }
 
 int State::hierarchyOf(const FileRecord& record) const {
-  if (record.name.starts_with("freezer.")) return freezer_.get();
+  if (record.name.starts_with("freezer")) return freezer_.get();
   // Every amount of v1 is named like this, and none of v2.
   const bool v1 = record.kind != Kind::kFile || record.name == kOomControl || record.name.ends_with("_in_bytes");
   return v1 ? memory_.get() : unified_.get();

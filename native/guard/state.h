@@ -17,7 +17,7 @@ namespace reprieve::guard {
  */
 class State {
  public:
-  enum Part : unsigned { kLimits = 1, kFreezers = 2, kKillers = 4, kScores = 8, kMade = 16, kAll = 31 };
+  enum Part : unsigned { kWindows = 1, kLimits = 2, kFreezers = 4, kKillers = 8, kScores = 16, kMade = 32, kAll = 63 };
   /** More lines of `files` than these are not looked at, and count as one that is pending. */
   static constexpr size_t kMaxFiles = 32768;
 
@@ -29,8 +29,8 @@ class State {
     void* context = nullptr;
     /** How long to wait for waiters to be gone, and to try again what is pending. With 0 it never waits. */
     int settleMs = 0;
-    /** Where the handler lives on, it may live in a cgroup that it made: only what it has removed itself is forgotten.
-     */
+    /** Where the handler lives on, it may live in the memcg that it made: only one that it has removed itself is
+     * forgotten. */
     bool ownerLives = false;
     /** A recorded memcg that is claimed is another handler's now, and waits until that one has left it. */
     bool sparesClaimed = false;

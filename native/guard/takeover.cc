@@ -86,7 +86,7 @@ int Takeover::run(Reason reason, const Slot* cause) {
 
   do {
     if (kKills) climb();
-    putBack(State::kLimits);
+    putBack(State::kWindows | State::kLimits);
     putBack(State::kFreezers);
     // Those that were thawed may use up at once what has come back.
   } while (kKills && !exhausted_ && somebodyWaits());
@@ -129,7 +129,7 @@ void Takeover::climb() {
   if (frozen_ || raised_) {
     // First of all, as far as that is possible: page cache goes by itself when the limit falls, and nobody has to die
     // for it. And only against the true limit it shows whether somebody has to.
-    putBack(State::kLimits);
+    putBack(State::kWindows | State::kLimits);
     heldReadAt_ = 0;
     readHeld();
   }

@@ -11,8 +11,18 @@ namespace workload {
 
 namespace {
 
-enum Modes : unsigned { kLeak = 1, kWork = 2, kHold = 4, kFork = 8, kPopulate = 16, kStream = 32 };
-constexpr unsigned kAll = 63;
+enum Modes : unsigned {
+  kLeak = 1,
+  kWork = 2,
+  kHold = 4,
+  kFork = 8,
+  kPopulate = 16,
+  kStream = 32,
+  kWrite = 64,
+  kRead = 128,
+  kStuck = 256
+};
+constexpr unsigned kAll = 511;
 
 struct Mode {
   const char* name;
@@ -30,6 +40,9 @@ constexpr Mode kModes[] = {
     {"populate", kPopulate, populate, "--bytes",
      "fault all memory in by one system call, print the result, then sleep"},
     {"stream", kStream, stream, "--file", "read a file over and over through the page cache"},
+    {"write", kWrite, writeOn, "--file", "write a file of --bytes, and try again whenever that is refused"},
+    {"read", kRead, readOn, "--bytes", "read so much into fresh memory by one system call, over and over"},
+    {"stuck", kStuck, stuck, nullptr, "sit in a system call that never ends, where the freezer cannot stop it"},
 };
 
 enum class Unit { flag, text, path, count, bytes, microseconds, milliseconds, seconds };
@@ -61,12 +74,12 @@ constexpr Option kOptions[] = {
     {"--scratch", kWork, Unit::bytes, &Options::scratch, 4096, kTiB,
      "mapped, filled, checked and unmapped each round (2MiB)"},
     {"--pause", kWork, Unit::microseconds, &Options::pauseUs, 0, kDayUs, "between two rounds (200us)"},
-    {"--bytes", kHold | kFork | kPopulate, Unit::bytes, &Options::bytes, 1, kTiB,
+    {"--bytes", kHold | kFork | kPopulate | kWrite | kRead, Unit::bytes, &Options::bytes, 1, kTiB,
      "how much memory; for fork, of each child (64KiB)"},
     {"--children", kFork, Unit::count, &Options::children, 1, 10'000,
      "how many in total, children of children included"},
-    {"--file", kHold | kStream, Unit::path, &Options::file, 0, 0,
-     "hold: write --bytes to it instead (kept afterwards); stream: read it"},
+    {"--file", kHold | kStream | kWrite, Unit::path, &Options::file, 0, 0,
+     "hold, write: write --bytes to it (kept afterwards); stream: read it"},
     {"--seconds", kStream, Unit::seconds, &Options::secondsUs, 0, kDayUs, "how long to read (10s)"},
     {"--join", kAll, Unit::path, &Options::join, 0, 0,
      "a cgroup directory to move into first; may be given several times"},

@@ -69,6 +69,9 @@ int hold(const Options&);
 int forkOut(const Options&);
 int populate(const Options&);
 int stream(const Options&);
+int writeOn(const Options&);
+int readOn(const Options&);
+int stuck(const Options&);
 
 // Never null: an anonymous page stands in when there is no --stats.
 extern Stats* stats;

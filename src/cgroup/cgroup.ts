@@ -194,6 +194,14 @@ export function closeAll(memcgs: readonly { close(): void }[]): void {
   for (const memcg of memcgs) memcg.close();
 }
 
+/** Names of memcgs that overcharge windows run in begin like this. */
+export const WINDOW_PREFIX = 'reprieve-window-';
+
+/** True for the memcg of an overcharge window, by its name or path: it is no job, and nobody's to watch. */
+export function isWindow(path: string): boolean {
+  return path.slice(path.lastIndexOf('/') + 1).startsWith(WINDOW_PREFIX);
+}
+
 /** True if `path` is `ancestor` or lies below it. */
 export function isAtOrBelow(path: string, ancestor: string): boolean {
   return ancestor === '/' || path === ancestor || path.startsWith(`${ancestor}/`);

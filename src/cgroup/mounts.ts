@@ -39,7 +39,12 @@ export function readCgroupMounts(): CgroupMount[] {
 
 /** The v1 memory hierarchy, or undefined. */
 export function findMemoryV1(mounts: readonly CgroupMount[]): CgroupMount | undefined {
-  return mounts.find((mount) => mount.version === 1 && mount.controllers.includes('memory'));
+  return findV1(mounts, 'memory');
+}
+
+/** The v1 hierarchy of a controller, or undefined. */
+export function findV1(mounts: readonly CgroupMount[], controller: string): CgroupMount | undefined {
+  return mounts.find(({ version, controllers }) => version === 1 && controllers.includes(controller));
 }
 
 /**

@@ -420,6 +420,48 @@ export class HierarchyV1 implements Hierarchy {
   }
 }
 
+/** Limits of a memcg, in the order in which they have to be raised: that of memory may not be above the other (EINVAL). */
+const LIMITS = {
+  'memory.memsw.limit_in_bytes': 'memory.memsw.usage_in_bytes',
+  'memory.limit_in_bytes': 'memory.usage_in_bytes',
+} as const;
+
+export type LimitName = keyof typeof LIMITS;
+
+/** Limits that are set, in bytes, in the order in which they have to be raised. */
+export function finiteLimits(memcg: Memcg): { name: LimitName; bytes: number }[] {
+  const limits: { name: LimitName; bytes: number }[] = [];
+  for (const name of Object.keys(LIMITS) as LimitName[]) {
+    try {
+      const bytes = Number(directoryOf(memcg).readFile(name));
+      if (bytes < NO_LIMIT) limits.push({ name, bytes });
+    } catch (error) {
+      if ((error as SystemError).code !== 'ENOENT' || name === 'memory.limit_in_bytes') {
+        throw fromMemcg(error, `reading ${name} of memcg ${memcg.path}`);
+      } // else no swap accounting here
+    }
+  }
+  return limits;
+}
+
+/** Bytes in use of what a limit limits. */
+export function usageOf(memcg: Memcg, limit: LimitName): number {
+  return readAmount(memcg, LIMITS[limit]);
+}
+
+/** The most bytes that were ever charged to it. */
+export function peakOf(memcg: Memcg): number {
+  return readAmount(memcg, 'memory.max_usage_in_bytes');
+}
+
+function readAmount(memcg: Memcg, name: string): number {
+  try {
+    return Number(directoryOf(memcg).readFile(name));
+  } catch (error) {
+    throw fromMemcg(error, `reading ${name} of memcg ${memcg.path}`);
+  }
+}
+
 /** The descriptor that a memcg is held by. */
 export function directoryOf(memcg: Memcg): Directory {
   return (memcg as MemcgV1).directory;

@@ -15,7 +15,12 @@ interface Changed {
   was: string;
   wrote: string;
   entry: Entry;
+  /** To be put back as soon as the kernel takes it. */
+  due: boolean;
 }
+
+/** What became of a file: it is as it was, somebody else has changed it since and it is left so, or it is gone. */
+export type PutBack = 'back' | 'theirs' | 'gone';
 
 /**
  * Control files of any hierarchy, such as limits and freezer states, changed and put back: each written down first, and
@@ -44,7 +49,7 @@ export class ControlFiles {
       entry = this.#ledger.file({ path, inode: directory.inode }, name, was, value);
       this.#epoch.permit(); // again: we may have been stopped since
       directory.writeFile(name, value);
-      this.#changed.set(key, { hierarchy, path, directory, name, was, wrote: value, entry });
+      this.#changed.set(key, { hierarchy, path, directory, name, was, wrote: value, entry, due: before?.due ?? false });
       before?.entry.clear();
     } catch (error) {
       entry?.clear();
@@ -53,24 +58,59 @@ export class ControlFiles {
     }
   }
 
+  /**
+   * What was there first, and what was written; undefined if it is not changed.
+   */
+  changed(hierarchy: keyof Mounts, path: string, name: string): { was: string; wrote: string } | undefined {
+    return this.#changed.get(keyOf(hierarchy, path, name));
+  }
+
   /** @throws ReprieveError ERR_REPRIEVE_REVOKED, or the system's error, such as EBUSY of a limit below what is used */
-  putBack(hierarchy: keyof Mounts, path: string, name: string): void {
+  putBack(hierarchy: keyof Mounts, path: string, name: string): PutBack {
     const key = keyOf(hierarchy, path, name);
     const changed = this.#changed.get(key);
-    if (changed === undefined) return;
+    if (changed === undefined) return 'back';
+    let became: PutBack = 'back';
     try {
       const now = changed.directory.readFile(name).trim();
       // A freezer says FREEZING until all have stopped.
       const ours = now === changed.wrote || (now === 'FREEZING' && changed.wrote === 'FROZEN');
       this.#epoch.permit();
       if (ours) changed.directory.writeFile(name, changed.was);
+      else if (now !== changed.was) became = 'theirs';
     } catch (error) {
       const { code } = error as SystemError;
       if (code !== 'ENOENT' && code !== 'ENODEV') throw error; // else the cgroup was removed
+      became = 'gone';
     }
     this.#changed.delete(key);
     changed.entry.clear();
     changed.directory.close();
+    return became;
+  }
+
+  /** The same, or with one of the next calls of `settle`: a limit is refused (EBUSY) while more is used. Null then. */
+  putBackSoon(hierarchy: keyof Mounts, path: string, name: string): PutBack | null {
+    const changed = this.#changed.get(keyOf(hierarchy, path, name));
+    if (changed !== undefined) changed.due = true;
+    try {
+      return this.putBack(hierarchy, path, name);
+    } catch (error) {
+      if ((error as SystemError).code !== 'EBUSY') throw error;
+      return null;
+    }
+  }
+
+  /** Tries again what was refused. */
+  settle(): void {
+    for (const { due, hierarchy, path, name } of [...this.#changed.values()]) {
+      if (due) this.putBackSoon(hierarchy, path, name);
+    }
+  }
+
+  /** Something of a cgroup is not as it was. */
+  holds(hierarchy: keyof Mounts, path: string): boolean {
+    return [...this.#changed.values()].some((changed) => changed.hierarchy === hierarchy && changed.path === path);
   }
 
   /** Something could not be put back. */
@@ -84,15 +124,23 @@ export class ControlFiles {
     this.#changed.clear();
   }
 
-  /** Everything that can be: the rest stays written down. */
-  putBackAll(): void {
-    for (const { hierarchy, path, name } of [...this.#changed.values()]) {
+  /**
+   * Everything that can be: the rest stays written down. With a guard jobs are not thawed as long as a limit is still
+   * raised, as they would use up what is not theirs: it knows how to go on.
+   */
+  putBackAll(guarded: boolean): void {
+    const attempt = ({ hierarchy, path, name }: Changed) => {
       try {
         this.putBack(hierarchy, path, name);
       } catch {
         // such as a limit below what is used
       }
-    }
+    };
+    const limits = () => [...this.#changed.values()].filter(({ hierarchy }) => hierarchy === 'memory');
+    // v1's limit of memory may not be above the one of memory and swap: last raised, first put back.
+    for (const changed of limits().reverse()) attempt(changed);
+    if (guarded && limits().length > 0) return;
+    for (const changed of [...this.#changed.values()]) attempt(changed);
   }
 }
 

@@ -42,7 +42,7 @@ export interface Ledger {
   /** A memcg, or it and those below, whose processes are about to get other scores. */
   home(memcg: Memcg, deep: boolean): Entry;
   score(change: ScoreChange): Entry;
-  /** A control file of the v1 memory hierarchy. */
+  /** A control file; its name tells of which hierarchy. */
   file(memcg: Pick<Memcg, 'path' | 'inode'>, name: string, was: string, wrote: string): Entry;
 }
 
@@ -160,9 +160,14 @@ export class FileLedger implements Ledger {
     return this.#file('file', name, memcg, was, wrote);
   }
 
-  /** A memcg that is made by us: what is left in it goes to `back`. */
-  made(memcg: Pick<Memcg, 'path' | 'inode'>, back: string): Entry {
-    return this.#file('made', '-', memcg, escapePath(back), '-');
+  /** A cgroup that is made by us, a memcg or one of the freezer: what is left in it goes to `back`. */
+  made(cgroup: Pick<Memcg, 'path' | 'inode'>, back: string, hierarchy: 'memory' | 'freezer' = 'memory'): Entry {
+    return this.#file('made', hierarchy === 'memory' ? '-' : hierarchy, cgroup, escapePath(back), '-');
+  }
+
+  /** The memcg of an overcharge window: what is left in it dies. */
+  window(memcg: Pick<Memcg, 'path' | 'inode'>): Entry {
+    return this.#file('made', 'window', memcg, '-', '-');
   }
 
   #file(kind: string, name: string, { path, inode }: Pick<Memcg, 'path' | 'inode'>, was: string, wrote: string): Entry {

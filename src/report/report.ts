@@ -1,6 +1,7 @@
 import type { Waiter } from '../cgroup/cgroup.js';
 import type { Decision } from '../policy/decision.js';
 import type { ReserveCounters } from '../reserve/account.js';
+import type { WindowRecord } from '../reserve/overcharge.js';
 import type { Snapshot } from '../snapshot/snapshot.js';
 
 /**
@@ -75,4 +76,6 @@ export interface Report {
   /** How often waiters were woken by us that had slept on with memory there. */
   pokes: number;
   reserve: ReserveCounters;
+  /** Overcharge windows that were asked for. */
+  windows: WindowRecord[];
 }

@@ -1,6 +1,10 @@
-import { ReprieveError } from '../errors.js';
+import { invalidOption, ReprieveError } from '../errors.js';
 import { bytesOf, formatBytes, type Size } from '../units.js';
 import { type ArenaAllocator, wholePages } from './arena.js';
+import type { OverchargeWindow } from './overcharge.js';
+
+/** Longer than this nobody holds still for. */
+const LONGEST_STOP_MS = 60_000;
 
 /** Counters of an account, in bytes; `failures` counts refused charges. */
 export interface ReserveCounters {
@@ -29,7 +33,23 @@ export interface Reserve extends Readonly<ReserveCounters> {
   charge(size: Size): Lease;
   /** The same, with null when there is no room. */
   tryCharge(size: Size): Lease | null;
+  /**
+   * Charges `size` and lends it above the limit of the full memcg, for programs that must be charged there: its jobs are
+   * frozen meanwhile. It is closed by `close()`, by `await using`, before the ladder goes on, or when a victim is dead.
+   * Rejects with a ReprieveError: as `charge`, and ERR_REPRIEVE_WINDOW_REFUSED with the reason when the jobs did not all
+   * stop in time, a memcg above has no room, or there is no freezer here.
+   */
+  overcharge(size: Size, options?: OverchargeOptions): Promise<OverchargeWindow>;
 }
+
+/** Options of `reserve.overcharge()`. */
+export interface OverchargeOptions {
+  /** How long the jobs may take to stop, in milliseconds; 100 by default. */
+  stopWithin?: number;
+}
+
+/** Opens a window for a condition; `closed` is to be called once when it is closed again. */
+export type OpenWindow = (bytes: number, stopWithin: number, closed: () => void) => Promise<OverchargeWindow>;
 
 /** A counter with a limit below another one, like the kernel's page_counter: a charge counts at every level or at none. */
 export class Account implements ReserveCounters {
@@ -83,11 +103,17 @@ export class ConditionReserve implements Reserve {
   readonly #account: Account;
   readonly #arena: ArenaAllocator | null;
   readonly #leases = new Set<Lease>();
+  #openWindow: OpenWindow | null = null;
   #open = true;
 
   constructor(account: Account, arena: ArenaAllocator | null) {
     this.#account = account;
     this.#arena = arena;
+  }
+
+  /** Says how windows are opened. */
+  set openWindow(open: OpenWindow) {
+    this.#openWindow = open;
   }
 
   get bytes(): number {
@@ -118,21 +144,54 @@ export class ConditionReserve implements Reserve {
   charge(size: Size): Lease {
     const lease = this.tryCharge(size);
     if (lease !== null) return lease;
-    throw new ReprieveError(
+    throw this.#exhausted(bytesOf(size, '`size`'));
+  }
+
+  #exhausted(bytes: number): ReprieveError {
+    return new ReprieveError(
       'ERR_REPRIEVE_RESERVE_EXHAUSTED',
-      `The reserve of ${formatBytes(this.bytes)} has ${formatBytes(this.available)} left, ${formatBytes(bytesOf(size, '`size`'))} were asked for`,
+      `The reserve of ${formatBytes(this.bytes)} has ${formatBytes(this.available)} left, ${formatBytes(bytes)} were asked for`,
     );
   }
 
-  tryCharge(size: Size): Lease | null {
+  /** Bytes of a size that may be charged now, if there is room. */
+  #check(size: Size): number {
     const bytes = bytesOf(size, '`size`');
     if (bytes === 0) throw new ReprieveError('ERR_REPRIEVE_INVALID_ARGUMENT', 'Expected `size` to be above 0');
-    if (!this.#open) {
-      throw new ReprieveError(
-        'ERR_REPRIEVE_RESERVE_CLOSED',
-        'The reserve may be charged only while a condition is open, and this one has ended',
+    if (this.#open) return bytes;
+    throw new ReprieveError(
+      'ERR_REPRIEVE_RESERVE_CLOSED',
+      'The reserve may be charged only while a condition is open, and this one has ended',
+    );
+  }
+
+  async overcharge(size: Size, options: OverchargeOptions = {}): Promise<OverchargeWindow> {
+    const { stopWithin = 100 } = options;
+    if (typeof stopWithin !== 'number' || !(stopWithin > 0 && stopWithin <= LONGEST_STOP_MS)) {
+      throw invalidOption(
+        'the `stopWithin` option',
+        `a time in milliseconds above 0 and up to ${LONGEST_STOP_MS}`,
+        stopWithin,
       );
     }
+    const bytes = wholePages(this.#check(size));
+    if (this.#openWindow === null) throw new Error('a reserve of no condition');
+    if (!this.#account.tryCharge(bytes)) throw this.#exhausted(bytes);
+    let charged = true;
+    const uncharge = () => {
+      if (charged) this.#account.uncharge(bytes);
+      charged = false;
+    };
+    try {
+      return await this.#openWindow(bytes, stopWithin, uncharge);
+    } catch (error) {
+      uncharge();
+      throw error;
+    }
+  }
+
+  tryCharge(size: Size): Lease | null {
+    const bytes = this.#check(size);
     const charged = wholePages(bytes);
     // The range first: there may be room in all, but not in one piece.
     const range = this.#arena?.take(bytes) ?? null;

@@ -1,7 +1,8 @@
 import { isMainThread } from 'node:worker_threads';
 import { type Capabilities, probeCapabilities } from '../capabilities.js';
 import type { Hierarchy } from '../cgroup/cgroup.js';
-import { type CgroupMount, findMemoryV1, readCgroupMounts } from '../cgroup/mounts.js';
+import { Freezer } from '../cgroup/freezer.js';
+import { type CgroupMount, findMemoryV1, findV1, readCgroupMounts } from '../cgroup/mounts.js';
 import { HierarchyV1 } from '../cgroup/v1.js';
 import { invalidOption, ReprieveError } from '../errors.js';
 import { ControlFiles, type Mounts } from '../guard/control-files.js';
@@ -11,6 +12,7 @@ import { checkGuardOptions, type GuardOptions } from '../guard/options.js';
 import { GuardProcess } from '../guard/process.js';
 import { native } from '../native.js';
 import { ArenaAllocator, openArena, wholePages } from '../reserve/arena.js';
+import type { OverchargeGround } from '../reserve/overcharge.js';
 import { bytesOf, type Size } from '../units.js';
 import { harden, type Scheduling } from './hardening.js';
 import { enterOwnMemcg, type OwnMemcg, ownMemcgPath } from './own-memcg.js';
@@ -45,6 +47,8 @@ export interface Ground {
   /** Path of the handler's own memcg, undefined if it is none of this hierarchy. */
   ownPath: () => string | undefined;
   readFaults: (out: Float64Array) => void;
+  /** What overcharge windows need; null without a v1 freezer. */
+  overcharge: OverchargeGround | null;
   /** Null in the simulation, and with `guard: false`. */
   guard: { process: GuardProcess; epoch: SharedEpoch } | null;
   /** Control files that are changed for a while; null in the simulation. */
@@ -108,7 +112,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     let done = false;
     undo.push(() => {
       // The guard is let go last of all: whatever is not done by then, because we are killed, it does.
-      files?.putBackAll();
+      files?.putBackAll(guard !== null);
       files?.close();
       done = instance.ledger.isEmpty() && !guard?.process.isNeeded;
       guard?.process.dismiss(done);
@@ -126,19 +130,34 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     undo.push(() => hardening.undo());
     const hierarchy = new HierarchyV1(mount.point, instance.ledger, epoch);
     files = new ControlFiles(instance.ledger, epoch, points);
+    const freezerMount = findV1(mounts, 'freezer');
     if (guardOptions !== null && shared !== null) {
-      const process = new GuardProcess(hierarchy, instance, shared, guardOptions);
+      const guardProcess = new GuardProcess(hierarchy, instance, shared, guardOptions);
       try {
-        await process.start();
+        await guardProcess.start();
       } catch (error) {
         hierarchy.close();
         throw error;
       }
-      guard = { process, epoch: shared };
-      hierarchy.guard = process;
+      guard = { process: guardProcess, epoch: shared };
+      hierarchy.guard = guardProcess;
     }
+    const overcharge: OverchargeGround | null =
+      freezerMount === undefined
+        ? null
+        : {
+            hierarchy,
+            point: mount.point,
+            files,
+            freezer: new Freezer(freezerMount, files, instance.ledger, epoch),
+            ledger: instance.ledger,
+            spared: () => new Set([process.pid, guard?.process.pid ?? process.pid]),
+            windows: new Set(),
+            counters: { opened: 0, refused: 0, exhausted: 0 },
+          };
     return {
       hierarchy,
+      overcharge,
       capabilities: {
         ...probeCapabilities(),
         ownMemcg: { path: own.path, whyNot: own.whyNot },
@@ -168,7 +187,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
 }
 
 function mountPoints(mounts: readonly CgroupMount[], memory: CgroupMount): Mounts {
-  const freezer = mounts.find(({ version, controllers }) => version === 1 && controllers.includes('freezer'));
+  const freezer = findV1(mounts, 'freezer');
   const unified = mounts.find(({ version }) => version === 2);
   return {
     memory: memory.point,

@@ -2,6 +2,7 @@ import {
   closeAll,
   type Hierarchy,
   isAtOrBelow,
+  isWindow,
   type Memcg,
   openChild,
   openDescendants,
@@ -69,7 +70,7 @@ export class Jobs {
       known.memcg.close();
       this.#memcgs.delete(name);
     }
-    const memcg = name === '' ? null : openChild(this.memcg, name);
+    const memcg = name === '' || isWindow(name) ? null : openChild(this.memcg, name);
     if (memcg === null) return;
     const jobName = this.#nameOf(memcg.path);
     const settings = this.#rules.resolve(jobName, memcg);

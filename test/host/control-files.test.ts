@@ -45,7 +45,7 @@ describeHost('control files that are changed for a while', () => {
     const { instance, files } = begin(host);
     files.change('memory', host.path, LIMIT, String(80 * MiB));
     host.write('', LIMIT, 128 * MiB);
-    files.putBackAll();
+    files.putBackAll(false);
     expect(host.read('', LIMIT).trim()).toBe(String(128 * MiB));
     expect(instance.ledger.isEmpty()).toBe(true);
     instance.remove();
@@ -61,11 +61,11 @@ describeHost('control files that are changed for a while', () => {
     rmdirSync(host.file('gone', ''));
     const job = await host.start('', 'hold --bytes 32MiB');
     await host.until(() => Number(host.read('', 'memory.usage_in_bytes')) > 32 * MiB, 'it is in use');
-    files.putBackAll(); // EBUSY: more is used than that
+    files.putBackAll(false); // EBUSY: more is used than that
     expect(written()).toHaveLength(1);
     job.child.kill('SIGKILL');
     await job.gone;
-    files.putBackAll();
+    files.putBackAll(false);
     expect(host.read('', LIMIT).trim()).toBe(String(16 * MiB));
     expect(instance.ledger.isEmpty()).toBe(true);
     instance.remove();

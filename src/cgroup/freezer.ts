@@ -1,0 +1,198 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { fromSystem, type SystemError } from '../errors.js';
+import type { ControlFiles } from '../guard/control-files.js';
+import type { Epoch } from '../guard/epoch.js';
+import type { Entry, FileLedger } from '../guard/ledger.js';
+import { type Directory, native } from '../native.js';
+import { type CgroupMount, cgroupPathOf } from './mounts.js';
+
+const STATE = 'freezer.state';
+const PROCS = 'cgroup.procs';
+
+/** Where a thread is in the kernel when it takes nothing more: frozen, waiting for memory, stopped, or traced. */
+const STANDING = ['__refrigerator', 'mem_cgroup_oom_synchronize', 'do_signal_stop', 'ptrace_stop'];
+
+/** A thread that still runs. */
+export interface Running {
+  tid: number;
+  name: string;
+  /** The kernel's function that it waits in; '' for one that runs. */
+  where: string;
+}
+
+/** A freezer cgroup that was made for processes that had none of their own. */
+export interface MadeGroup {
+  readonly path: string;
+  /** Where its processes were, and go back to. */
+  readonly home: string;
+}
+
+/** The v1 freezer hierarchy (Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst). Paths are below its mount point. */
+export class Freezer {
+  readonly #mount: CgroupMount;
+  readonly #files: ControlFiles;
+  readonly #ledger: FileLedger;
+  readonly #epoch: Epoch;
+  readonly #made = new Map<string, Entry>();
+
+  constructor(mount: CgroupMount, files: ControlFiles, ledger: FileLedger, epoch: Epoch) {
+    this.#mount = mount;
+    this.#files = files;
+    this.#ledger = ledger;
+    this.#epoch = epoch;
+  }
+
+  /** The freezer cgroup of a process; null if it is gone, undefined if it lies outside of what the mount shows. */
+  pathOf(pid: number): string | undefined | null {
+    try {
+      return cgroupPathOf(readFileSync(`/proc/${pid}/cgroup`, 'utf8'), 'freezer', this.#mount);
+    } catch (error) {
+      const { code } = error as SystemError;
+      if (code === 'ENOENT' || code === 'ESRCH') return null;
+      throw fromSystem(error, `looking for the freezer cgroup of process ${pid}`);
+    }
+  }
+
+  /** Processes of a freezer cgroup and of all below it: freezing it freezes those as well. */
+  processes(path: string): number[] {
+    return [...this.#list(path, PROCS), ...this.#below(path).flatMap((name) => this.processes(`${path}/${name}`))];
+  }
+
+  #below(path: string): string[] {
+    try {
+      return readdirSync(this.#point(path), { withFileTypes: true }).flatMap((entry) =>
+        entry.isDirectory() ? [entry.name] : [],
+      );
+    } catch (error) {
+      if ((error as SystemError).code === 'ENOENT') return [];
+      throw error;
+    }
+  }
+
+  #list(path: string, file: string): number[] {
+    try {
+      return readFileSync(`${this.#point(path)}/${file}`, 'utf8')
+        .split('\n')
+        .filter(Boolean)
+        .map(Number);
+    } catch (error) {
+      const { code } = error as SystemError;
+      if (code === 'ENOENT' || code === 'ENODEV') return []; // removed: it was empty
+      throw error;
+    }
+  }
+
+  #point(path: string): string {
+    return `${this.#mount.point}${path === '/' ? '' : path}`;
+  }
+
+  /** All of its processes have stopped, whoever froze it or one above it. */
+  isFrozen(path: string): boolean {
+    if (path === '/') return false; // the root has no such file
+    try {
+      return readFileSync(`${this.#point(path)}/${STATE}`, 'utf8').trim() === 'FROZEN';
+    } catch (error) {
+      if ((error as SystemError).code === 'ENOENT') return false;
+      throw error;
+    }
+  }
+
+  /** Threads of a freezing cgroup that may still take memory; none once it is FROZEN. At most `most`. */
+  running(path: string, most: number): Running[] {
+    const running: Running[] = [];
+    if (this.isFrozen(path)) return running;
+    for (const tid of this.#list(path, 'tasks')) {
+      if (running.length >= most) break;
+      try {
+        const where = readFileSync(`/proc/${tid}/wchan`, 'utf8');
+        if (STANDING.some((function_) => where.includes(function_))) continue;
+        const name = readFileSync(`/proc/${tid}/comm`, 'utf8').trim();
+        running.push({ tid, name, where: where === '0' ? '' : where });
+      } catch {
+        // it is gone
+      }
+    }
+    for (const name of this.#below(path)) running.push(...this.running(`${path}/${name}`, most - running.length));
+    return running;
+  }
+
+  /** Begins to freeze; a thread in the middle of a long system call stops at its end. */
+  freeze(path: string): void {
+    this.#files.change('freezer', path, STATE, 'FROZEN');
+  }
+
+  thaw(path: string): void {
+    this.#files.putBack('freezer', path, STATE);
+  }
+
+  /** Makes a cgroup below `home` for processes that are there, written down first. */
+  make(home: string, name: string): MadeGroup {
+    const path = home === '/' ? `/${name}` : `${home}/${name}`;
+    this.#epoch.permit();
+    const above = this.#open(home);
+    try {
+      above.makeDirectory(name);
+      const made = above.openBeneath(name);
+      try {
+        this.#made.set(path, this.#ledger.made({ path, inode: made.inode }, home, 'freezer'));
+      } catch (error) {
+        above.removeDirectory(name);
+        throw error;
+      } finally {
+        made.close();
+      }
+    } finally {
+      above.close();
+    }
+    return { path, home };
+  }
+
+  /** Moves a process; false if it is gone. Into a frozen cgroup it freezes, out of it it thaws. */
+  move(pid: number, path: string): boolean {
+    this.#epoch.permit();
+    const directory = this.#open(path);
+    try {
+      directory.writeFile(PROCS, String(pid));
+      return true;
+    } catch (error) {
+      if ((error as SystemError).code === 'ESRCH') return false;
+      throw error;
+    } finally {
+      directory.close();
+    }
+  }
+
+  /** Moves who is in it back, and removes it; false if somebody is in it still. */
+  unmake({ path, home }: MadeGroup): boolean {
+    for (const pid of this.#list(path, PROCS)) this.move(pid, this.#isThere(home) ? home : '/');
+    const slash = path.lastIndexOf('/');
+    try {
+      const above = this.#open(path.slice(0, slash) || '/');
+      try {
+        above.removeDirectory(path.slice(slash + 1));
+      } finally {
+        above.close();
+      }
+    } catch (error) {
+      const { code } = error as SystemError;
+      if (code === 'EBUSY') return false; // it forked, or a zombie is there still
+      if (code !== 'ENOENT') throw error;
+    }
+    this.#made.get(path)?.clear();
+    this.#made.delete(path);
+    return true;
+  }
+
+  #isThere(path: string): boolean {
+    try {
+      this.#open(path).close();
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  #open(path: string): Directory {
+    return new (native().Directory)(this.#point(path));
+  }
+}

@@ -1,0 +1,433 @@
+/**
+ * The overcharge window: for what must be charged to the full memcg itself, such as a shell, a profiler, a child process.
+ * Its jobs are frozen one by one, and its limit is raised by the reserve when every thread of theirs is seen standing:
+ * those that wait for memory are woken by that, and reach the freezer before they try again. What is above the old limit
+ * is then nobody's but the window's. To close: what runs in it dies, the limit goes back, the jobs are thawed.
+ *
+ * Tried on Linux 6.18 (test/host/overcharge.test.ts); docs/reserve.md tells how it can fail.
+ */
+import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
+import { type Freezing, FrozenJobs } from '../action/freeze.js';
+import { closeAll, fullSlack, type Hierarchy, type Memcg, openDescendants, WINDOW_PREFIX } from '../cgroup/cgroup.js';
+import type { Freezer } from '../cgroup/freezer.js';
+import { directoryOf, finiteLimits, type LimitName, peakOf, usageOf } from '../cgroup/v1.js';
+import { isRevoked, isVanished, ReprieveError, type SystemError } from '../errors.js';
+import type { ControlFiles, PutBack } from '../guard/control-files.js';
+import type { Entry, FileLedger } from '../guard/ledger.js';
+import { type LiveJob, pidsIn } from '../snapshot/jobs.js';
+import { formatBytes } from '../units.js';
+
+/** Longest pause between two looks at who has not stopped yet, in milliseconds. */
+const LONGEST_PAUSE_MS = 8;
+/** How long what ran in a window may take to die before the rest is put back all the same, in milliseconds. */
+const LONGEST_DEATH_MS = 1_000;
+/** The kernel gives back some of what a dead process held only a moment later. In milliseconds. */
+const DRAIN_MS = 20;
+/** Looks for who joined from outside, or waits in vain, are this far apart, in milliseconds. */
+const LOOK_MS = 10;
+
+/** What windows need of this machine. */
+export interface OverchargeGround {
+  hierarchy: Hierarchy;
+  /** Mount point of the memory hierarchy. */
+  point: string;
+  files: ControlFiles;
+  freezer: Freezer;
+  ledger: FileLedger;
+  /** Processes that may never be frozen: the handler, the guard. */
+  spared: () => ReadonlySet<number>;
+  /** Those that are open, or being opened or closed. */
+  windows: Set<OverchargeWindow>;
+  counters: WindowCounters;
+}
+
+/** Overcharge windows of a handler so far. */
+export interface WindowCounters {
+  opened: number;
+  refused: number;
+  /** Closed as they were used up. */
+  exhausted: number;
+}
+
+/** What a window is opened with. */
+export interface OverchargeSetup {
+  /** The memcg that is full, and those above it without the root. */
+  owner: Memcg;
+  above: readonly Memcg[];
+  /** Every job in it, as they are now. */
+  jobs: () => LiveJob[];
+  /** How far the limit is raised, in whole pages. */
+  bytes: number;
+  /** Milliseconds that the jobs have to stop in. */
+  stopWithin: number;
+  /** Aborted when the condition has ended, or nobody wants the window any more. */
+  signal: AbortSignal;
+  /** Kept up to date as the window goes on. */
+  record: WindowRecord;
+  sinceUs: () => number;
+  closed: () => void;
+}
+
+/** A window as the report tells of it. Times are microseconds from the event. */
+export interface WindowRecord {
+  askedUs: number;
+  /** How far the limit was to be raised. */
+  bytes: number;
+  /** Why it was not opened; null if it was. */
+  refused: string | null;
+  openedUs: number | null;
+  closedUs: number | null;
+  /** How each job was frozen: by its own freezer cgroup, by one that was made for it, or by somebody before. */
+  frozen: { job: string; how: Freezing }[];
+  /** The most that was charged in it, in bytes. */
+  maxCharged: number;
+  /** It was used up: what ran in it was killed. */
+  exhausted: boolean;
+  /** What became of the raised limits; 'due' while more is in use than they allow. */
+  limit: PutBack | 'due' | null;
+  /** What could not be undone at once and stays written down; null as a rule. */
+  failed: string | null;
+}
+
+export function newWindowRecord(bytes: number, askedUs: number): WindowRecord {
+  return {
+    askedUs,
+    bytes,
+    refused: null,
+    openedUs: null,
+    closedUs: null,
+    frozen: [],
+    maxCharged: 0,
+    exhausted: false,
+    limit: null,
+    failed: null,
+  };
+}
+
+const HOW_FROZEN: Record<Freezing, string> = {
+  own: 'by its own freezer cgroup',
+  made: 'by one that was made for it',
+  before: 'by somebody before',
+};
+
+/** For the report. */
+export function sayOpened({ bytes, frozen }: WindowRecord): string {
+  const jobs = frozen.map(({ job, how }) => `${job} ${HOW_FROZEN[how]}`).join(', ');
+  return `opens an overcharge window of ${formatBytes(bytes)}; frozen: ${jobs || 'nobody'}`;
+}
+
+const WHAT_BECAME: Record<PutBack | 'due', string> = {
+  back: 'is as it was',
+  theirs: 'was changed by somebody else meanwhile, and is left so',
+  gone: 'is gone with the memcg',
+  due: 'is put back as soon as less is in use',
+};
+
+/** For the report. */
+export function sayClosed({ maxCharged, exhausted, limit, failed }: WindowRecord): string {
+  const used = exhausted
+    ? 'it was used up, and what ran in it was killed'
+    : `at most ${formatBytes(maxCharged)} were charged in it`;
+  const became = limit === null ? '' : `; the limit ${WHAT_BECAME[limit]}`;
+  return `the overcharge window is closed: ${used}${became}${failed === null ? '' : `; failed: ${failed}`}`;
+}
+
+let nextWindow = 1;
+
+/** An open overcharge window. */
+export class OverchargeWindow implements AsyncDisposable {
+  readonly #ground: OverchargeGround;
+  readonly #setup: OverchargeSetup;
+  readonly #frozen: FrozenJobs;
+  readonly #limits: { name: LimitName; bytes: number }[];
+  readonly #name = `${WINDOW_PREFIX}${process.pid}-${nextWindow++}`;
+  readonly #ending = new AbortController();
+  #memcg: Memcg | null = null;
+  #entry: Entry | null = null;
+  #stopLooking: () => void = () => {};
+  #closing: Promise<void> | null = null;
+
+  private constructor(ground: OverchargeGround, setup: OverchargeSetup) {
+    this.#ground = ground;
+    this.#setup = setup;
+    this.#limits = finiteLimits(setup.owner);
+    this.#frozen = new FrozenJobs(ground.freezer, setup.jobs, ground.spared());
+  }
+
+  /**
+   * Opens a window, or changes nothing.
+   * @throws ReprieveError ERR_REPRIEVE_WINDOW_REFUSED with the reason, ERR_REPRIEVE_RESERVE_CLOSED when the condition ended
+   * meanwhile, ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED
+   */
+  static async open(ground: OverchargeGround, setup: OverchargeSetup): Promise<OverchargeWindow> {
+    const { owner, record, sinceUs } = setup;
+    let window: OverchargeWindow | undefined;
+    try {
+      window = new OverchargeWindow(ground, setup);
+      ground.windows.add(window);
+      window.#mustHaveRoom();
+      await window.#freeze();
+      window.#raise();
+      record.openedUs = sinceUs();
+      ground.counters.opened++;
+      window.#look();
+      return window;
+    } catch (error) {
+      ground.counters.refused++;
+      record.refused = (error as Error).message;
+      await window?.close();
+      if (error instanceof ReprieveError && error.code !== 'ERR_REPRIEVE_SYSTEM') throw error;
+      throw new ReprieveError(
+        'ERR_REPRIEVE_WINDOW_REFUSED',
+        `No overcharge window was opened in ${owner.path}: ${record.refused}`,
+        error,
+      );
+    }
+  }
+
+  #mustHaveRoom(): void {
+    const { above, bytes } = this.#setup;
+    if (this.#limits.length === 0) throw new Error('it has no limit that could be raised');
+    for (const memcg of above) {
+      const room = memcg.limit() - memcg.usage();
+      if (room >= bytes) continue;
+      throw new Error(
+        `${memcg.path} above it has room for ${formatBytes(Math.max(0, room))} only, ${formatBytes(bytes)} were asked for`,
+      );
+    }
+  }
+
+  /** Until every thread stands, however they fork. */
+  async #freeze(): Promise<void> {
+    const { stopWithin, signal, record } = this.#setup;
+    const { clock } = this.#ground.hierarchy;
+    const end = clock.nowUs() + stopWithin * 1000;
+    for (let pause = 1; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
+      const found = this.#frozen.freeze();
+      record.frozen = this.#frozen.how;
+      // Nothing may come between this look and the raising.
+      const running = found === 0 ? this.#frozen.running() : [];
+      if (found === 0 && running.length === 0) return;
+      if (clock.nowUs() > end) {
+        const who = running.map(
+          ({ job, tid, name, where }) => `thread ${tid} (${name}) of ${job} ${where ? `is in ${where}` : 'runs'}`,
+        );
+        throw new Error(
+          `${who.length > 0 ? who.join(', ') : 'new processes kept coming'} after ${stopWithin} ms; it would take what is not its own`,
+        );
+      }
+      await this.#pause(pause);
+      if (this.open && !signal.aborted) continue;
+      throw new ReprieveError(
+        'ERR_REPRIEVE_RESERVE_CLOSED',
+        'The condition ended, or the ladder went on, while the window was opened',
+      );
+    }
+  }
+
+  #pause(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.#ground.hierarchy.clock.after(ms, resolve);
+    });
+  }
+
+  #raise(): void {
+    const { owner, bytes } = this.#setup;
+    const { files, ledger } = this.#ground;
+    // That of memory and swap first: the one of memory may not be above it (EINVAL).
+    for (const { name, bytes: limit } of this.#limits) files.change('memory', owner.path, name, String(limit + bytes));
+    const directory = directoryOf(owner);
+    directory.makeDirectory(this.#name);
+    this.#memcg = owner.child(this.#name);
+    this.#entry = ledger.window(this.#memcg);
+  }
+
+  /** Bytes that the limit is raised by. */
+  get bytes(): number {
+    return this.#setup.bytes;
+  }
+
+  /** Bytes that are charged in it now. */
+  get charged(): number {
+    return this.open && this.#memcg !== null ? this.#memcg.usage() : 0;
+  }
+
+  /** What can still be charged. */
+  get available(): number {
+    return this.open ? Math.max(0, this.bytes - this.charged) : 0;
+  }
+
+  get open(): boolean {
+    return this.#closing === null;
+  }
+
+  /**
+   * Aborted when the window closes: with ERR_REPRIEVE_RESERVE_EXHAUSTED as its reason if that is because something in it
+   * wanted more than there was, and was killed.
+   */
+  get signal(): AbortSignal {
+    return this.#ending.signal;
+  }
+
+  /** The directory of the memcg that the window's processes are in; write a process id to its `cgroup.procs` to add one. */
+  get directory(): string {
+    return `${this.#ground.point}${this.#setup.owner.path}/${this.#name}`;
+  }
+
+  /**
+   * Starts a program that is charged to the window (child_process.spawn(), through /bin/sh, which joins before it
+   * executes the program). It is killed when the window closes.
+   * @throws ReprieveError ERR_REPRIEVE_RESERVE_CLOSED
+   */
+  spawn(file: string, args: readonly string[] = [], options: SpawnOptions = {}): ChildProcess {
+    if (!this.open) throw new ReprieveError('ERR_REPRIEVE_RESERVE_CLOSED', 'The overcharge window was closed');
+    return spawn('/bin/sh', ['-c', 'echo 0 >"$0/cgroup.procs" && exec "$@"', this.directory, file, ...args], options);
+  }
+
+  /** The limit that the jobs have. */
+  get limitBefore(): number {
+    return this.#limits.find(({ name }) => name === 'memory.limit_in_bytes')?.bytes ?? Number.POSITIVE_INFINITY;
+  }
+
+  /** What the memcg itself tells is no evidence while its jobs are frozen: whether they use all that they may. */
+  get isFull(): boolean {
+    const { owner } = this.#setup;
+    return this.#limits.some(({ name, bytes }) => usageOf(owner, name) - this.charged + fullSlack(bytes) >= bytes);
+  }
+
+  /** Lets a victim go: frozen it would not die. */
+  thaw(job: LiveJob): void {
+    this.#frozen.thaw(job);
+  }
+
+  #look(): void {
+    this.#stopLooking = this.#ground.hierarchy.clock.after(LOOK_MS, () => {
+      try {
+        this.check();
+      } catch (error) {
+        if (isRevoked(error)) return; // the guard closes it
+        void this.close();
+      }
+      if (this.open) this.#look();
+    });
+  }
+
+  /** Looks whether something in it waits for more than there is, and stops who joined a job from outside. */
+  check(): void {
+    if (!this.open || this.#memcg === null) return;
+    const { hierarchy } = this.#ground;
+    const { record, bytes } = this.#setup;
+    if (hierarchy.listWaiters(this.#memcg, 1).length === 0) return void this.#frozen.freeze();
+    record.exhausted = true;
+    this.#ground.counters.exhausted++;
+    void this.close(
+      new ReprieveError(
+        'ERR_REPRIEVE_RESERVE_EXHAUSTED',
+        `The overcharge window of ${formatBytes(bytes)} was used up; what ran in it was killed`,
+      ),
+    );
+  }
+
+  /** Kills what runs in it, puts the limit back, thaws the jobs. Resolves when that is done; never rejects. */
+  close(reason?: ReprieveError): Promise<void> {
+    this.#closing ??= this.#close(reason);
+    return this.#closing;
+  }
+
+  async #close(reason?: ReprieveError): Promise<void> {
+    const { record, sinceUs, closed } = this.#setup;
+    this.#stopLooking();
+    this.#ending.abort(reason);
+    // One step that fails must not keep the others from being gone.
+    for (const step of [() => this.#empty(), () => this.#lower(), () => this.#release()]) {
+      try {
+        await step();
+      } catch (error) {
+        if (isRevoked(error)) break; // the guard does it
+        if (!isVanished(error)) record.failed = (error as Error).message;
+      }
+    }
+    record.closedUs = sinceUs();
+    this.#ground.windows.delete(this);
+    closed();
+  }
+
+  async #empty(): Promise<void> {
+    const memcg = this.#memcg;
+    if (memcg === null) return;
+    const { hierarchy } = this.#ground;
+    const end = hierarchy.clock.nowUs() + LONGEST_DEATH_MS * 1000;
+    const killing = hierarchy.startKilling(() => {});
+    try {
+      for (;;) {
+        const all = [memcg, ...openDescendants(memcg)];
+        killing.round(all);
+        const left = all.reduce((sum, one) => sum + pidsIn(one).length, 0);
+        closeAll(all.slice(1));
+        if (left === 0 || hierarchy.clock.nowUs() > end) break;
+        await this.#pause(1);
+      }
+      this.#setup.record.maxCharged = peakOf(memcg);
+    } finally {
+      killing.close();
+      memcg.close();
+      this.#memcg = null;
+    }
+    for (;;) {
+      try {
+        directoryOf(this.#setup.owner).removeDirectory(this.#name);
+        break;
+      } catch (error) {
+        // A process that is gone may be in it for a moment.
+        if ((error as SystemError).code !== 'EBUSY' || hierarchy.clock.nowUs() > end) throw error;
+        await this.#pause(1);
+      }
+    }
+    this.#entry?.clear();
+  }
+
+  /** The last raised first. */
+  async #lower(): Promise<void> {
+    const { owner, record } = this.#setup;
+    for (const { name } of [...this.#limits].reverse()) {
+      if (this.#ground.files.changed('memory', owner.path, name) === undefined) continue;
+      const became = await this.#putBack(name);
+      if (record.limit === null || became !== 'back') record.limit = became;
+    }
+  }
+
+  async #putBack(name: LimitName): Promise<PutBack | 'due'> {
+    const { files, hierarchy } = this.#ground;
+    const { owner } = this.#setup;
+    const end = hierarchy.clock.nowUs() + DRAIN_MS * 1000;
+    for (;;) {
+      const became = files.putBackSoon('memory', owner.path, name);
+      if (became !== null) return became;
+      if (hierarchy.clock.nowUs() > end) break;
+      await this.#pause(2);
+    }
+    // The full memcg holds a little more than its jobs do, such as what the kernel keeps of the dead. Until somebody has
+    // died for that the limit stands as low as the kernel takes it, so that nothing of it becomes the jobs'.
+    for (let attempt = 0; attempt < 5; attempt++) {
+      try {
+        files.change('memory', owner.path, name, String(usageOf(owner, name)));
+        break;
+      } catch (error) {
+        if ((error as SystemError).code !== 'EBUSY') throw error;
+      }
+    }
+    return files.putBackSoon('memory', owner.path, name) ?? 'due';
+  }
+
+  async #release(): Promise<void> {
+    const end = this.#ground.hierarchy.clock.nowUs() + LONGEST_DEATH_MS * 1000;
+    while (!this.#frozen.release()) {
+      if (this.#ground.hierarchy.clock.nowUs() > end) throw new Error('a freezer cgroup that was made is still in use');
+      await this.#pause(2);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}

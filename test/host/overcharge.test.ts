@@ -1,0 +1,452 @@
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import { lowestPriority, type OomCondition, type OverchargeWindow, type WatchOptions } from '../../src/index.js';
+import { workloadPath } from '../../src/native.js';
+import { startHandler } from '../support/handler-process.js';
+import { describeHost, type Host, type Job, MiB, useHost } from '../support/memcg.js';
+
+const LIMIT = 'memory.limit_in_bytes';
+const MEMSW = 'memory.memsw.limit_in_bytes';
+const BEFORE = 64 * MiB;
+const RESERVE = 16 * MiB;
+/** What a child in the window touches: most of the reserve, with room for what the kernel needs for it. */
+const MOST = 14 * MiB;
+const FREEZER = '/sys/fs/cgroup/freezer';
+
+/** A freezer cgroup of the test's own, for one job. */
+function freezerOf(host: Host, name: string): string {
+  const directory = `${FREEZER}/${host.name}-${name}`;
+  mkdirSync(directory);
+  host.onClear(async () => {
+    writeFileSync(`${directory}/freezer.state`, 'THAWED');
+    for (const pid of readFileSync(`${directory}/cgroup.procs`, 'utf8').split('\n').filter(Boolean)) {
+      writeFileSync(`${FREEZER}/cgroup.procs`, pid);
+    }
+    rmdirSync(directory);
+  });
+  return directory;
+}
+
+function enter(directory: string, pid: number): void {
+  writeFileSync(`${directory}/cgroup.procs`, String(pid));
+}
+
+function freezerStateOf(directory: string): string {
+  return readFileSync(`${directory}/freezer.state`, 'utf8').trim();
+}
+
+function freezerPathOf(pid: number): string | undefined {
+  return /:freezer:(.*)$/m.exec(readFileSync(`/proc/${pid}/cgroup`, 'utf8'))?.[1];
+}
+
+/** Freezer cgroups that a handler made. */
+function madeGroups(): string[] {
+  return readdirSync(FREEZER).filter((name) => name.startsWith('reprieve-frozen-'));
+}
+
+/** Anonymous memory and page cache of the memcg's jobs, in bytes. */
+function held(host: Host, jobs: readonly string[]): number {
+  return jobs.reduce(
+    (sum, job) => sum + host.field(job, 'memory.stat', 'rss') + host.field(job, 'memory.stat', 'cache'),
+    0,
+  );
+}
+
+/** A program in the window that touches so much, and then waits. */
+async function touch(window: OverchargeWindow, bytes: number) {
+  const child = window.spawn(workloadPath(), ['hold', '--bytes', String(bytes)], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const gone = once(child, 'exit');
+  await Promise.race([once(child.stdout as NodeJS.ReadableStream, 'data'), gone]);
+  return { child, gone };
+}
+
+/** The first condition of a watch in the iterator style, with time for the test. */
+async function nextCondition(host: Host, options: WatchOptions = {}) {
+  const handler = await host.handler({ reserve: '32MiB' });
+  const watch = await handler.watch(host.scope, { respondWithin: 30_000, handleWithin: 60_000, ...options });
+  const conditions = watch[Symbol.asyncIterator]();
+  return {
+    handler,
+    watch,
+    async next(): Promise<OomCondition> {
+      const { value } = await conditions.next();
+      if (value === undefined) throw new Error('the watch has ended');
+      return value;
+    },
+  };
+}
+
+async function killAll(host: Host, condition: OomCondition): Promise<void> {
+  while (condition.open) {
+    const { victim } = lowestPriority(await condition.snapshot());
+    if (victim === undefined) break;
+    await condition.kill(victim).catch(() => sleep(10)); // an action is under way, or it is over
+  }
+  await condition.closed;
+  await host.until(() => host.read('', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+}
+
+describeHost('the overcharge window', () => {
+  const newHost = useHost();
+
+  const shapes: Record<string, (host: Host) => Promise<string[]>> = {
+    'one process': async (host) => {
+      await host.start('a', 'leak --chunk 1MiB --every 1ms');
+      return ['a'];
+    },
+    'eight processes': async (host) => {
+      await host.start('a', 'leak --processes 8 --chunk 256KiB --every 1ms');
+      return ['a'];
+    },
+    'eight threads': async (host) => {
+      await host.start('a', 'leak --threads 8 --chunk 256KiB --every 1ms');
+      return ['a'];
+    },
+    'a writer to tmpfs beside a leak': async (host) => {
+      await host.start('a', `write --bytes 512MiB --file ${host.tmpfs()}/file`);
+      await host.start('b', 'leak --chunk 256KiB --every 1ms');
+      return ['a', 'b'];
+    },
+    forkers: async (host) => {
+      await host.start('a', 'fork --children 150 --bytes 1MiB --every 1ms', {
+        env: { GLIBC_TUNABLES: 'glibc.pthread.rseq=0' },
+      });
+      return ['a'];
+    },
+    'a reader in long system calls beside a leak': async (host) => {
+      await host.start('a', 'read --bytes 24MiB');
+      await host.start('b', 'leak --chunk 256KiB --every 1ms');
+      return ['a', 'b'];
+    },
+    'jobs of their own freezer cgroup': async (host) => {
+      for (const name of ['a', 'b']) {
+        const directory = freezerOf(host, name);
+        const job = await host.start(name, 'leak --chunk 256KiB --every 1ms', { gate: true });
+        enter(directory, job.pid);
+        job.go();
+      }
+      return ['a', 'b'];
+    },
+    'processes directly in the memcg': async (host) => {
+      await host.start('', 'leak --chunk 256KiB --every 1ms');
+      await host.start('', 'leak --chunk 256KiB --every 1ms');
+      return [''];
+    },
+  };
+  for (const [name, start] of Object.entries(shapes)) {
+    test(`is nobody's but its own: ${name}`, async () => {
+      const host = newHost();
+      host.make('', BEFORE);
+      for (const job of ['a', 'b']) host.make(job);
+      const { handler, next } = await nextCondition(host);
+      const jobs = await start(host);
+      const condition = await next();
+      let refused = 0;
+      let window: OverchargeWindow | undefined;
+      for (let attempt = 0; window === undefined && attempt < 20; attempt++) {
+        const usage = host.read('', LIMIT);
+        window = await condition.reserve.overcharge(RESERVE).catch((error) => {
+          expect(error.code).toBe('ERR_REPRIEVE_WINDOW_REFUSED');
+          expect(host.read('', LIMIT)).toBe(usage);
+          refused++;
+          return undefined;
+        });
+      }
+      console.log(`${name}: ${refused} windows were refused`);
+      expect(handler.windows).toEqual({ opened: 1, refused, exhausted: 0 });
+      if (window === undefined) throw new Error('no window was opened');
+      expect(host.read('', LIMIT).trim()).toBe(String(BEFORE + RESERVE));
+      const before = held(host, jobs);
+      const { child } = await touch(window, MOST);
+      await sleep(200); // jobs that could would take it now
+      expect(child.exitCode ?? child.signalCode).toBeNull();
+      expect(window.charged).toBeGreaterThan(MOST);
+      // In a memcg without children of its own, the window's is counted with it.
+      if (jobs[0] !== '') expect(held(host, jobs)).toBeLessThanOrEqual(before);
+      else expect(host.field('', 'memory.stat', 'rss')).toBeLessThanOrEqual(before);
+      await window.close();
+      expect(child.signalCode ?? (await once(child, 'exit'))[1]).toBe('SIGKILL');
+      expect(madeGroups()).toEqual([]);
+      await killAll(host, condition);
+      const report = await condition.closed;
+      expect(report.windows.at(-1)).toMatchObject({ refused: null, exhausted: false, failed: null, limit: 'back' });
+      expect(report.windows.at(-1)?.maxCharged).toBeGreaterThan(MOST);
+      expect(host.field('', 'memory.oom_control', 'under_oom')).toBe(0);
+    });
+  }
+
+  /** A condition whose jobs are a leak, and what `also` starts. */
+  async function leaking(host: Host, options: WatchOptions = {}, also: () => Promise<unknown> = async () => {}) {
+    host.make('', BEFORE);
+    host.make('hog');
+    const watched = await nextCondition(host, options);
+    await also();
+    const hog = await host.start('hog', 'leak --chunk 1MiB --every 1ms');
+    return { ...watched, hog, condition: await watched.next() };
+  }
+
+  test('that is used up says so, and what ran in it is killed', async () => {
+    const host = newHost();
+    const { handler, condition } = await leaking(host);
+    const window = await condition.reserve.overcharge(RESERVE);
+    const before = held(host, ['hog']);
+    const { gone } = await touch(window, 2 * RESERVE);
+    expect((await gone)[1]).toBe('SIGKILL');
+    await window.close();
+    expect(window.signal.reason).toMatchObject({ code: 'ERR_REPRIEVE_RESERVE_EXHAUSTED' });
+    expect(held(host, ['hog'])).toBeLessThanOrEqual(before);
+    expect(() => window.spawn('true')).toThrow(expect.objectContaining({ code: 'ERR_REPRIEVE_RESERVE_CLOSED' }));
+    expect(handler.windows.exhausted).toBe(1);
+    // The condition goes on.
+    await killAll(host, condition);
+    expect((await condition.closed).windows).toMatchObject([{ exhausted: true, limit: 'back' }]);
+  });
+
+  test('is refused past the reserve, and while there is one', async () => {
+    const host = newHost();
+    const { handler, condition } = await leaking(host);
+    const { reserve } = condition;
+    await expect(reserve.overcharge('33MiB')).rejects.toMatchObject({ code: 'ERR_REPRIEVE_RESERVE_EXHAUSTED' });
+    for (const size of [0, -1, 'much', 1.5, null]) {
+      await expect(reserve.overcharge(size as number)).rejects.toMatchObject({ code: 'ERR_REPRIEVE_INVALID_ARGUMENT' });
+    }
+    await expect(reserve.overcharge(RESERVE, { stopWithin: 0 })).rejects.toThrow(/`stopWithin` option/);
+    const window = await reserve.overcharge(RESERVE);
+    expect(reserve.charged).toBe(RESERVE);
+    await expect(reserve.overcharge('1MiB')).rejects.toMatchObject({ code: 'ERR_REPRIEVE_WINDOW_REFUSED' });
+    expect(reserve.charged).toBe(RESERVE);
+    await window.close();
+    expect([reserve.charged, handler.reserve.charged, handler.reserve.maxCharged]).toEqual([0, 0, RESERVE + MiB]);
+    await killAll(host, condition);
+    await expect(reserve.overcharge(RESERVE)).rejects.toMatchObject({ code: 'ERR_REPRIEVE_RESERVE_CLOSED' });
+  });
+
+  test('is refused while a thread is in a system call that does not end, and says which', async () => {
+    const host = newHost();
+    let stuck: Job | undefined;
+    const { condition, handler } = await leaking(host, {}, async () => {
+      host.make('stuck');
+      stuck = await host.start('stuck', 'stuck --name stubborn');
+    });
+    const home = freezerPathOf(stuck?.pid as number);
+    await expect(condition.reserve.overcharge(RESERVE)).rejects.toThrow(
+      new RegExp(`thread ${stuck?.pid} \\(stubborn\\) of stuck is in handle_userfault.* after 100 ms`),
+    );
+    expect(host.read('', LIMIT).trim()).toBe(String(BEFORE));
+    expect(handler.windows).toEqual({ opened: 0, refused: 1, exhausted: 0 });
+    expect(condition.reserve.charged).toBe(0);
+    expect(madeGroups()).toEqual([]);
+    expect(freezerPathOf(stuck?.pid as number)).toBe(home);
+    await killAll(host, condition);
+    expect((await condition.closed).steps.map(({ text }) => text)).toContainEqual(
+      expect.stringMatching(/^no overcharge window: thread/),
+    );
+  });
+
+  test('with a limit of memory and swap raises both, and puts both back', async () => {
+    const host = newHost();
+    host.make('', BEFORE);
+    host.write('', MEMSW, BEFORE);
+    host.make('hog');
+    const { next } = await nextCondition(host);
+    await host.start('hog', 'leak --chunk 1MiB --every 1ms');
+    const condition = await next();
+    const window = await condition.reserve.overcharge(RESERVE);
+    expect([LIMIT, MEMSW].map((name) => host.read('', name).trim())).toEqual([
+      String(BEFORE + RESERVE),
+      String(BEFORE + RESERVE),
+    ]);
+    const { child } = await touch(window, MOST);
+    expect(child.exitCode ?? child.signalCode).toBeNull();
+    await window.close();
+    await killAll(host, condition);
+    expect(host.read('', MEMSW).trim()).toBe(String(BEFORE));
+  });
+
+  test('is refused where a memcg above has no room for it', async () => {
+    const host = newHost();
+    host.make('', BEFORE + 8 * MiB);
+    host.make('in', BEFORE);
+    host.make('in/hog');
+    const handler = await host.handler({ reserve: '32MiB' });
+    const watch = await handler.watch(`${host.scope}/in`, { respondWithin: 30_000 });
+    const conditions = watch[Symbol.asyncIterator]();
+    await host.start('in/hog', 'leak --chunk 1MiB --every 1ms');
+    const condition = (await conditions.next()).value as OomCondition;
+    await expect(condition.reserve.overcharge(RESERVE)).rejects.toThrow(
+      new RegExp(`${host.path} above it has room for [78].* MiB only, 16 MiB were asked for`),
+    );
+    const window = await condition.reserve.overcharge('4MiB');
+    await window.close();
+    await condition.kill((await condition.snapshot()).jobs[0]?.id);
+    await condition.closed;
+    await host.until(() => host.read('in', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+  });
+
+  test('leaves a limit alone that somebody else has changed meanwhile', async () => {
+    const host = newHost();
+    const { condition } = await leaking(host);
+    const window = await condition.reserve.overcharge(RESERVE);
+    host.write('', LIMIT, 96 * MiB);
+    await window.close();
+    expect(host.read('', LIMIT).trim()).toBe(String(96 * MiB));
+    await condition.closed;
+    expect((await condition.closed).windows[0]?.limit).toBe('theirs');
+    expect(condition.reserve.charged).toBe(0);
+  });
+
+  test('leaves frozen what was frozen before', async () => {
+    const host = newHost();
+    const directory = freezerOf(host, 'before');
+    const { condition } = await leaking(host, {}, async () => {
+      host.make('before');
+      enter(directory, (await host.start('before', 'hold --bytes 1MiB')).pid);
+      writeFileSync(`${directory}/freezer.state`, 'FROZEN');
+    });
+    const window = await condition.reserve.overcharge(RESERVE);
+    await window.close();
+    expect(freezerStateOf(directory)).toBe('FROZEN');
+    await killAll(host, condition);
+    expect((await condition.closed).windows[0]?.frozen).toContainEqual({ job: 'before', how: 'before' });
+  });
+
+  test('is never opened by freezing a cgroup of two: processes go into one of their own, and back', async () => {
+    const host = newHost();
+    const directory = freezerOf(host, 'shared');
+    let other: Job | undefined;
+    let bystander: Job | undefined;
+    const { condition, hog } = await leaking(host, {}, async () => {
+      host.make('other');
+      other = await host.start('other', 'hold --bytes 1MiB');
+      bystander = await host.start('', 'hold --bytes 64KiB');
+      enter('/sys/fs/cgroup/memory', bystander.pid); // of no job
+      for (const { pid } of [other, bystander]) enter(directory, pid);
+    });
+    enter(directory, hog.pid);
+    const window = await condition.reserve.overcharge(RESERVE);
+    expect(freezerStateOf(directory)).toBe('THAWED');
+    const pids = [hog.pid, other?.pid as number];
+    expect(new Set(pids.map(freezerPathOf)).size).toBe(2);
+    for (const pid of pids) expect(freezerPathOf(pid)).toMatch(new RegExp(`^/${host.name}-shared/reprieve-frozen-`));
+    await window.close();
+    for (const pid of [...pids, bystander?.pid as number]) expect(freezerPathOf(pid)).toBe(`/${host.name}-shared`);
+    expect(readdirSync(directory).filter((name) => name.startsWith('reprieve'))).toEqual([]);
+    await killAll(host, condition);
+  });
+
+  test('that is open when a victim is chosen lets that one go alone, and closes when it is dead', async () => {
+    const host = newHost();
+    const directory = freezerOf(host, 'own');
+    const { condition, hog } = await leaking(host, {}, async () => {
+      host.make('service');
+      enter(directory, (await host.start('service', 'hold --bytes 8MiB')).pid);
+    });
+    const window = await condition.reserve.overcharge(RESERVE);
+    const { gone } = await touch(window, MOST);
+    const killed = await condition.kill(lowestPriority(await condition.snapshot()).victim);
+    expect(killed).toMatchObject({ job: `${host.path}/hog`, dead: true });
+    const report = await condition.closed;
+    expect((await gone)[1]).toBe('SIGKILL');
+    expect(hog.alive()).toBe(false);
+    expect(window.open).toBe(false);
+    expect(freezerStateOf(directory)).toBe('THAWED');
+    expect(report.outcome).toBe('cleared');
+    expect(report.windows).toMatchObject([{ limit: 'back' }]);
+    const order = ['is dead', 'the overcharge window is closed', 'nobody waits any more'].map((part) =>
+      report.steps.findIndex(({ text }) => text.includes(part)),
+    );
+    expect(order).toEqual([...order].sort((a, b) => a - b));
+    expect(order).not.toContain(-1);
+    expect(host.read('', LIMIT).trim()).toBe(String(BEFORE));
+  });
+
+  test('is closed before the ladder goes on, and before the memcg is handed over', async () => {
+    const host = newHost();
+    const { condition } = await leaking(host, { respondWithin: 600, fallback: ['kernel'] });
+    const window = await condition.reserve.overcharge(RESERVE);
+    await touch(window, MOST);
+    const report = await condition.closed;
+    expect(window.open).toBe(false);
+    expect(report.outcome).toBe('kernel');
+    const texts = report.steps.map(({ text }) => text);
+    expect(texts.findIndex((text) => text.startsWith('the overcharge window is closed'))).toBeLessThan(
+      texts.findIndex((text) => text.startsWith('handed over')),
+    );
+    await host.until(() => host.read('', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+  });
+
+  test('closes with its watch, and with its handler', async () => {
+    const host = newHost();
+    const { handler, condition, hog } = await leaking(host);
+    const window = await condition.reserve.overcharge(RESERVE);
+    await touch(window, MOST);
+    await handler.close();
+    expect(window.open).toBe(false);
+    expect(host.read('', LIMIT).trim()).toBe(String(BEFORE));
+    expect(madeGroups()).toEqual([]);
+    await host.until(() => !hog.alive(), 'the kernel or the guard takes the leak');
+  });
+
+  test('stops who joins a job from outside', async () => {
+    const host = newHost();
+    const { condition } = await leaking(host);
+    const window = await condition.reserve.overcharge(RESERVE);
+    const late = await host.start('hog', 'leak --chunk 64KiB --every 20ms');
+    await host.until(() => freezerPathOf(late.pid)?.includes('reprieve-frozen') === true, 'it is frozen');
+    const before = host.field('hog', 'memory.stat', 'rss');
+    await sleep(150);
+    expect(host.field('hog', 'memory.stat', 'rss')).toBeLessThanOrEqual(before);
+    await window.close();
+    await killAll(host, condition);
+  });
+
+  for (const how of ['SIGKILL', 'SIGSTOP'] as const) {
+    test(`whose handler gets ${how} ends with limit, freezer and processes as they were`, async () => {
+      const host = newHost();
+      host.make('', BEFORE);
+      for (const job of ['service', 'hog']) host.make(job);
+      const directory = freezerOf(host, 'own');
+      const service = await host.start('service', 'hold --bytes 8MiB');
+      enter(directory, service.pid);
+      const home = freezerPathOf(process.pid);
+      const handler = await startHandler(
+        host,
+        { reserve: '32MiB' },
+        `options = { jobs: { service: { priority: 90 } }, respondWithin: 2000 };
+         policy = async (snapshot, { reserve }) => {
+           const window = await reserve.overcharge(${RESERVE});
+           window.spawn(${JSON.stringify(workloadPath())}, ['hold', '--outlive-parent', '--bytes', '${MOST}'], { stdio: 'ignore' })
+             .on('exit', () => say('child gone'));
+           setTimeout(() => say('open', window.charged), 300);
+           await new Promise(() => {});
+         };`,
+      );
+      const hog = await host.start('hog', 'leak --chunk 1MiB --every 1ms');
+      await host.until(() => handler.lines.some((line) => line.startsWith('open')), 'the window is open');
+      expect(Number(handler.lines.find((line) => line.startsWith('open'))?.split(' ')[1])).toBeGreaterThan(MOST);
+      expect(freezerStateOf(directory)).toBe('FROZEN');
+      handler.child.kill(how);
+      await hog.gone;
+      expect(service.alive()).toBe(true);
+      await host.until(() => host.read('', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+      await host.until(() => freezerStateOf(directory) === 'THAWED', 'the service goes on');
+      await host.until(
+        () => !readdirSync(host.file('', '')).some((name) => name.startsWith('reprieve')),
+        'the memcg of the window is gone',
+      );
+      await host.until(() => madeGroups().length === 0, 'freezer cgroups that were made are gone');
+      expect(freezerPathOf(service.pid)).toBe(`/${host.name}-own`);
+      expect(home).toBe('/');
+      await host.until(
+        () => host.field('', 'memory.oom_control', 'oom_kill_disable') === 0,
+        'the memcg is the kernel’s',
+      );
+      handler.child.kill('SIGCONT');
+      expect(existsSync(`/proc/${service.pid}`)).toBe(true);
+    });
+  }
+});
