@@ -60,6 +60,8 @@ TEST_CASE("parseFileRecord takes what TypeScript writes") {
            "home deep 1 0 0 /a",
            "home flat 1 0 0 /a",
            "made - 1 /old%0aplace - /reprieve-handler-1",
+           "made freezer 1 / - /a/reprieve-frozen-1-1",
+           "made window 1 - - /a/reprieve-window-1-1",
        }) {
     CAPTURE(text);
     CHECK(parseFileRecord(fileLine(text), record));
@@ -133,6 +135,9 @@ TEST_CASE("parseFileRecord refuses what is not of that shape, however right its 
            "home - 42 0 0 /a"s,
            "made deep 42 / - /a"s,
            "made - 42 %zz - /a"s,
+           "made freezer 42 %zz - /a"s,
+           "made window 42 / - /a"s,
+           "made - 42 - - %zz"s,
            "file memory.oom_control 42 0 1 /a%"s,
            "file memory.oom_control 42 0 1 /a%2"s,
            "file memory.oom_control 42 0 1 /a%00"s,

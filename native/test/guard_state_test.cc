@@ -889,6 +889,53 @@ TEST_CASE_FIXTURE(NoLeaks, "a memcg that the handler made is emptied and removed
   CHECK(scene.restore() == nothing());
 }
 
+TEST_CASE_FIXTURE(NoLeaks, "what runs in a window dies before limits are put back, whether its handler lives or not") {
+  NEEDS_MEMCG();
+  Scene scene;
+  Memcg full;
+  Memcg window(&full);
+  Child child(window.inside([] { leak(16 * kMiB); }));
+  CHECK(waitFor([&] { return std::stoull(window.read("memory.usage_in_bytes")) >= 16 * kMiB; }));
+  const std::string was = std::to_string(8 * kMiB);
+  const std::string wrote = std::to_string(32 * kMiB);
+  full.write("memory.limit_in_bytes", wrote);
+  scene.file("memory.limit_in_bytes", below(full), full.directory().inode(), was + ' ' + wrote);
+  scene.file("made window " + std::to_string(window.directory().inode()) + " - - " + below(window));
+  SUBCASE("the handler is gone") { CHECK(scene.restore() == State::Counts{2, 0, 0, 0}); }
+  SUBCASE("the handler lives on") {
+    CHECK(scene.state().restore(State::kAll, {.ownerLives = true}) == State::Counts{2, 0, 0, 0});
+  }
+  SUBCASE("not in a dry run") {
+    CHECK(scene.restore(State::kAll, true) == State::Counts{2, 0, 0, 0});
+    CHECK(scene.heard("what ran in it dies"));
+    CHECK(window.read("cgroup.procs") == std::to_string(child.pid()) + '\n');
+    CHECK(scene.restore() == State::Counts{2, 0, 0, 0});
+  }
+  CHECK(child.reap() == SIGKILL);
+  CHECK(full.read("memory.limit_in_bytes") == was + '\n');
+  CHECK(access(window.directory().path().c_str(), F_OK) != 0);
+  CHECK(scene.state().empty());
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "who was moved to be frozen is thawed, goes back, and is not killed") {
+  NEEDS_FREEZER();
+  Scene scene;
+  const Freezer home;
+  const std::string made = home.path() + "/reprieve-frozen-1-1";
+  REQUIRE(mkdir(made.c_str(), 0755) == 0);
+  const Child child(sleepForever);
+  std::ofstream(made + "/cgroup.procs") << child.pid();
+  std::ofstream(made + "/freezer.state") << "FROZEN";
+  const ino_t inode = inodeOf(made);
+  scene.file("made freezer " + std::to_string(inode) + ' ' + home.name + " - " + home.name + "/reprieve-frozen-1-1");
+  scene.file("freezer.state", home.name + "/reprieve-frozen-1-1", inode, "THAWED FROZEN");
+  CHECK(scene.state().restore(State::kAll, {.ownerLives = true}) == State::Counts{2, 0, 0, 0});
+  CHECK(readText(home.path() + "/cgroup.procs") == std::to_string(child.pid()) + '\n');
+  CHECK(access(made.c_str(), F_OK) != 0);
+  CHECK(kill(child.pid(), 0) == 0);
+  CHECK(scene.state().empty());
+}
+
 // --- The subcommand ---
 
 struct Ran {
