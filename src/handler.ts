@@ -18,9 +18,11 @@ import { parseLadder, type WatchDeadlines } from './condition/options.js';
 import { invalidOption, isVanished, ReprieveError } from './errors.js';
 import { boundOf } from './guard/bound.js';
 import type { GuardReplaced } from './guard/process.js';
+import type { HandlerStatus } from './guard/status.js';
 import type { Policy } from './policy/decision.js';
 import type { Report } from './report/report.js';
 import { Account, ConditionReserve, type ReserveCounters } from './reserve/account.js';
+import { wholePages } from './reserve/arena.js';
 import type { WindowCounters } from './reserve/overcharge.js';
 import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
@@ -28,6 +30,7 @@ import { JobRules, type JobSettings } from './snapshot/settings.js';
 import type { ArmedMemcg } from './source/armed.js';
 import { findOwner } from './source/owner.js';
 import { parseScope } from './source/scope.js';
+import { bytesOf, formatBytes, type Size } from './units.js';
 import { openAbove, Watch } from './watch.js';
 
 /** How often new processes are looked for and cleared memcgs are armed again, in milliseconds. */
@@ -39,6 +42,11 @@ export interface WatchOptions extends WatchDeadlines {
   policy?: Policy;
   /** Also watch every memcg below the scope, and those made later: each may have a limit of its own. */
   recursive?: boolean;
+  /**
+   * How much of the handler's reserve conditions of this scope may charge; all of it by default. What is charged below
+   * another watched scope counts there as well.
+   */
+  reserve?: Size;
   /** Settings of jobs, by glob on their name below the scope; the first that matches counts. */
   jobs?: Record<string, JobSettings>;
   /** Closes the watch when aborted. */
@@ -103,6 +111,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   readonly #forgetEnd: () => void;
   #stopTick: (() => void) | null = null;
   #spurious = 0;
+  #published = '';
   readonly #dry: Hierarchy;
   /** Watches that were closed because the guard cannot guard them. */
   readonly #guardFailures = new WeakMap<Watch, Error>();
@@ -158,8 +167,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   /** Counters of the reserve, over all conditions. */
   get reserve(): ReserveCounters {
-    const { bytes, charged, available, maxCharged, failures } = this.#account;
-    return { bytes, charged, available, maxCharged, failures };
+    return this.#account.counters();
   }
 
   /** Overcharge windows so far; none where none can be opened. */
@@ -236,6 +244,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const path = parseScope(scope);
     const ladder = parseLadder(options);
     const rules = new JobRules(options.jobs ?? {});
+    const account = new Account(this.#reserveOf(options.reserve));
     options.signal?.throwIfAborted();
 
     const { hierarchy } = this.#ground;
@@ -258,7 +267,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         options: ladder,
         rules,
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
-        reserveBytes: this.#ground.reserve.bytes,
+        account,
         isArmed: (inode) => this.#memberOf(inode) !== undefined,
         scores: this.#scores,
         bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
@@ -270,6 +279,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         warn: (message) => this.#tell('warning', message),
       });
       this.#watches.add(watch);
+      this.#nestAccounts();
       hierarchy.keepAlive(true);
       this.#tick();
       forgetSignal = closeOnAbort(options.signal, watch);
@@ -277,6 +287,23 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     } catch (error) {
       for (const memcg of opened) memcg.close();
       throw error;
+    }
+  }
+
+  #reserveOf(size: Size | undefined): number {
+    const { bytes } = this.#ground.reserve;
+    if (size === undefined) return bytes;
+    const wanted = wholePages(bytesOf(size, 'the `reserve` option'));
+    if (wanted <= bytes) return wanted;
+    throw invalidOption('the `reserve` option', `no more than the handler's, ${formatBytes(bytes)}`, size);
+  }
+
+  /** The account of a scope lies below the one of the next watched scope above it, in the end below the handler's. */
+  #nestAccounts(): void {
+    for (const { path, account } of this.#watches) {
+      const above = [...this.#watches].filter((other) => other.path !== path && isAtOrBelow(path, other.path));
+      const nearest = above.sort((a, b) => b.path.length - a.path.length)[0];
+      account.moveBelow(nearest?.account ?? this.#account);
     }
   }
 
@@ -396,6 +423,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (first === undefined) return; // its watch was closed by an earlier signal of this wake-up
     const { watch } = first;
     const { hierarchy, readFaults, reserve } = this.#ground;
+    const parent = own?.watch.account ?? this.#account;
     const condition: OomCondition = new OomCondition(
       {
         hierarchy: drill ? this.#dry : hierarchy,
@@ -404,7 +432,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         scopes: members.map((member) => member.watch.scope),
         jobs: members.map((member) => member.watch.jobsOf(member.armed)),
         options: drill ? DRILL_LADDER : watch.options,
-        reserve: new ConditionReserve(new Account(reserve.bytes, this.#account), reserve.arena),
+        reserve: new ConditionReserve(new Account(parent.bytes, parent), reserve.arena),
         overcharge: own === undefined || drill ? null : this.#ground.overcharge,
         above: own?.armed.chain.slice(0, -1) ?? [],
         preference: drill ? NO_PREFERENCE : watch.preference,
@@ -489,6 +517,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#warmUps = WARM_UPS;
       this.#ground.files?.settle();
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
+      this.#publish();
       for (const watch of this.#watches) {
         watch.tick();
         // What is not used for a while is no longer in the caches, and V8 drops its compiled code.
@@ -496,6 +525,26 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       }
       if (this.#watches.size > 0) this.#tick();
     });
+  }
+
+  /** For `reprieve doctor`, if something has changed. */
+  #publish(): void {
+    const watches = [...this.#watches].map(({ scope, reserve }) => ({ scope, reserve }));
+    const status: HandlerStatus = {
+      version: 1,
+      pid: process.pid,
+      watches,
+      reserve: this.reserve,
+      windows: this.windows,
+    };
+    const text = JSON.stringify(status);
+    if (this.#ground.publish === null || this.#published === text || this.#closing !== null) return;
+    try {
+      this.#ground.publish(status);
+    } catch (error) {
+      this.#tell('warning', `how this handler is doing cannot be shown: ${(error as Error).message}`);
+    }
+    this.#published = text;
   }
 
   // --- The guard ---
@@ -529,6 +578,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   #ended(watch: Watch): void {
     this.#watches.delete(watch);
+    this.#nestAccounts();
     this.#drilling?.done(); // its signal may be gone with the watch
     if (watch.state === 'vanished') this.#tell('vanished', watch.scope);
     if (this.#watches.size > 0) return;

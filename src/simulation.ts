@@ -40,6 +40,7 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     restoreStale: async () => [],
     restoreRest: async () => [],
     files: null,
+    publish: null,
     restored: [],
     leave: () => {},
   };

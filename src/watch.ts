@@ -9,6 +9,7 @@ import type { Bound } from './guard/bound.js';
 import type { Entry } from './guard/ledger.js';
 import { MOST_PLANNED } from './guard/protocol.js';
 import { rankForGuard } from './policy/lowest-priority.js';
+import type { Account, ReserveCounters } from './reserve/account.js';
 import { setKernelReserve } from './reserve/kernel.js';
 import { identityOf, Jobs } from './snapshot/jobs.js';
 import type { JobRules } from './snapshot/settings.js';
@@ -38,8 +39,8 @@ export interface WatchSetup {
   rules: JobRules;
   /** Called for each signal of an armed memcg. */
   signalled: (watch: Watch, armed: ArmedMemcg, atUs: number) => void;
-  /** For the kernel's own reserve, where there is one. */
-  reserveBytes: number;
+  /** What conditions here may charge. */
+  account: Account;
   /** True if another watch has armed that memcg. */
   isArmed: (inode: number) => boolean;
   scores: ScoreRegister;
@@ -84,7 +85,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     });
     try {
       this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
-      this.#restoreReserve = setKernelReserve(scope, setup.reserveBytes, hierarchy.ledger);
+      this.#restoreReserve = setKernelReserve(scope, setup.account.bytes, hierarchy.ledger);
       this.#keepBelow();
       this.#arm(scope, above);
       this.#armBelow();
@@ -109,6 +110,16 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   get options(): LadderOptions {
     return this.#setup.options;
+  }
+
+  /** Counters of this scope's part of the reserve, which is a part of those above it too. */
+  get reserve(): ReserveCounters {
+    return this.account.counters();
+  }
+
+  /** For the handler. */
+  get account(): Account {
+    return this.#setup.account;
   }
 
   /** The longest that a task waits here. */

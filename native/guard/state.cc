@@ -123,7 +123,7 @@ int State::remove(int base, const char* name) {
   if (fstat(directory_, &held) != 0 || fstatat(base, name, &named, AT_SYMLINK_NOFOLLOW) != 0) return errno;
   if (held.st_ino != named.st_ino || held.st_dev != named.st_dev) return ESTALE;
   // `owner` last: without it nobody could tell what the rest belongs to.
-  for (const char* file : {"files", "scores", "record", "guard", "owner"}) {
+  for (const char* file : {"files", "scores", "record", "guard", "status", "status.new", "owner"}) {
     if (unlinkat(directory_, file, 0) != 0 && errno != ENOENT) return errno;
   }
   return unlinkat(base, name, AT_REMOVEDIR) == 0 ? 0 : errno;

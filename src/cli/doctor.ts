@@ -1,7 +1,10 @@
 import { type Capabilities, probeCapabilities } from '../capabilities.js';
 import { DEFAULT_DEADLINES } from '../condition/options.js';
 import { type Bound, boundOf } from '../guard/bound.js';
+import { STATE_DIRECTORY } from '../guard/instance.js';
 import { DEFAULT_GUARD } from '../guard/options.js';
+import { type HandlerStatus, readStatuses } from '../guard/status.js';
+import type { ReserveCounters } from '../reserve/account.js';
 import { formatBytes } from '../units.js';
 
 /** One thing that a machine may offer. */
@@ -24,17 +27,19 @@ export interface DoctorReport {
   /** The longest that a task waits with the default deadlines, in milliseconds. */
   longestWaitMs: Bound;
   rows: DoctorRow[];
+  /** Handlers that run here, with their reserve, as far as they may be seen. */
+  handlers: HandlerStatus[];
 }
 
 /** Prints what this machine offers. Exit code 0 when a memcg can be watched here, 1 when not. */
 export function runDoctor(options: { json?: boolean }): void {
-  const report = diagnose(probeCapabilities());
+  const report = diagnose(probeCapabilities(), readStatuses(STATE_DIRECTORY));
   process.stdout.write(options.json ? `${JSON.stringify(report, null, 2)}\n` : `${renderDoctor(report)}\n`);
   process.exitCode = report.ready ? 0 : 1;
 }
 
 /** The rows of a machine's capabilities. */
-export function diagnose(found: Capabilities): DoctorReport {
+export function diagnose(found: Capabilities, handlers: HandlerStatus[]): DoctorReport {
   const rows: DoctorRow[] = [];
   const row = (name: string, weight: DoctorRow['weight'], ok: boolean, what: string, costs: string, fix: string) =>
     rows.push({ name, weight, ok, found: what, costs: ok ? '' : costs, fix: ok ? '' : fix });
@@ -102,7 +107,7 @@ export function diagnose(found: Capabilities): DoctorReport {
     'better',
     found.kernelReserve,
     found.kernelReserve ? 'memory.oom_reserve_in_bytes is there' : 'no memory.oom_reserve_in_bytes',
-    "the reserve is the handler's own locked memory; nothing can be charged above a full memcg's limit",
+    'what must be charged to a full memcg takes an overcharge window, for which its jobs are frozen',
     'a kernel with the userspace OOM patchset',
   );
   row(
@@ -110,7 +115,7 @@ export function diagnose(found: Capabilities): DoctorReport {
     'better',
     found.freezer,
     found.freezer ? 'mounted' : 'not mounted',
-    'nothing yet: jobs are not frozen by this version',
+    'no overcharge window: nothing can be charged to a full memcg',
     'mount -t cgroup -o freezer freezer /sys/fs/cgroup/freezer',
   );
   row(
@@ -168,11 +173,19 @@ export function diagnose(found: Capabilities): DoctorReport {
     ready: rows.every(({ weight, ok }) => ok || weight === 'better'),
     longestWaitMs: boundOf(DEFAULT_DEADLINES, DEFAULT_GUARD),
     rows,
+    handlers,
   };
 }
 
 function seconds(ms: number | null): string {
   return ms === null ? 'for ever' : `${ms / 1000} s`;
+}
+
+function sayReserve({ bytes, charged, available, maxCharged, failures }: ReserveCounters): string {
+  return (
+    `${formatBytes(bytes)}, ${formatBytes(charged)} charged, ${formatBytes(available)} available, ` +
+    `at most ${formatBytes(maxCharged)} so far, ${failures} refused`
+  );
 }
 
 function renderDoctor(report: DoctorReport): string {
@@ -193,5 +206,12 @@ function renderDoctor(report: DoctorReport): string {
     `  ${seconds(longestWaitMs.handler)} while the handler works (handleWithin);`,
     `  ${seconds(longestWaitMs.guard)} if it is killed, stopped or hangs (respondWithin, guard.silence and guard.within more).`,
   );
+  for (const { pid, watches, reserve, windows } of report.handlers) {
+    lines.push('', `Handler ${pid}: reserve ${sayReserve(reserve)};`);
+    lines.push(
+      `  overcharge windows: ${windows.opened} opened, ${windows.refused} refused, ${windows.exhausted} used up`,
+      ...watches.map(({ scope, reserve }) => `  ${scope}: ${sayReserve(reserve)}`),
+    );
+  }
   return lines.join('\n');
 }

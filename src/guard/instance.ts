@@ -41,6 +41,7 @@ const RESTORE_MS = 10_000;
 
 export interface Instance {
   readonly name: string;
+  readonly path: string;
   readonly directory: Directory;
   /** The state directory. */
   readonly base: Directory;
@@ -78,6 +79,7 @@ export function openInstance(base: string, mounts: Mounts, epoch: Epoch): Instan
     };
     return {
       name,
+      path,
       directory,
       base: held,
       ledger,
@@ -167,7 +169,7 @@ function instancesIn(base: string): Left[] {
     try {
       const directory = new (native().Directory)(`${base}/${name}`);
       try {
-        return [{ name, free: directory.claim(), handlerLives: handlerLives(directory) }];
+        return [{ name, free: directory.claim(), handlerLives: handlerLives(directory.readFile('owner')) }];
       } finally {
         directory.close();
       }
@@ -177,13 +179,9 @@ function instancesIn(base: string): Left[] {
   });
 }
 
-function handlerLives(directory: Directory): boolean {
-  const owner = new Map(
-    directory
-      .readFile('owner')
-      .split('\n')
-      .map((line) => line.split(' ') as [string, string]),
-  );
+/** Whether the handler lives whom an `owner` file tells of. */
+export function handlerLives(ownerText: string): boolean {
+  const owner = new Map(ownerText.split('\n').map((line) => line.split(' ') as [string, string]));
   try {
     return startTimeOf(Number(owner.get('pid'))) === Number(owner.get('started'));
   } catch {

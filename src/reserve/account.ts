@@ -53,14 +53,28 @@ export type OpenWindow = (bytes: number, stopWithin: number, closed: () => void)
 
 /** A counter with a limit below another one, like the kernel's page_counter: a charge counts at every level or at none. */
 export class Account implements ReserveCounters {
+  readonly bytes: number;
+  #parent: Account | null;
   #charged = 0;
   #maxCharged = 0;
   #failures = 0;
 
-  constructor(
-    readonly bytes: number,
-    private readonly parent: Account | null = null,
-  ) {}
+  constructor(bytes: number, parent: Account | null = null) {
+    this.bytes = bytes;
+    this.#parent = parent;
+  }
+
+  get parent(): Account | null {
+    return this.#parent;
+  }
+
+  /** Puts it below another one, with all that is charged: that may be more there than could have been charged anew. */
+  moveBelow(parent: Account): void {
+    if (parent === this.#parent) return;
+    this.#parent?.uncharge(this.#charged);
+    this.#parent = parent;
+    parent.#count(this.#charged);
+  }
 
   get charged(): number {
     return this.#charged;
@@ -76,37 +90,49 @@ export class Account implements ReserveCounters {
 
   /** What could be charged here, which the levels above may make less. */
   get available(): number {
-    const own = this.bytes - this.#charged;
-    return this.parent === null ? own : Math.min(own, this.parent.available);
+    const own = Math.max(0, this.bytes - this.#charged);
+    return this.#parent === null ? own : Math.min(own, this.#parent.available);
+  }
+
+  counters(): ReserveCounters {
+    const { bytes, charged, available, maxCharged, failures } = this;
+    return { bytes, charged, available, maxCharged, failures };
   }
 
   /** Charges here and above; false, and counted as a failure at each level, when any level has no room or nothing backs it. */
   tryCharge(bytes: number, backed = true): boolean {
     if (!backed || bytes > this.available) {
-      for (let level: Account | null = this; level !== null; level = level.parent) level.#failures++;
+      for (let level: Account | null = this; level !== null; level = level.#parent) level.#failures++;
       return false;
     }
-    for (let level: Account | null = this; level !== null; level = level.parent) {
-      level.#charged += bytes;
-      level.#maxCharged = Math.max(level.#maxCharged, level.#charged);
-    }
+    this.#count(bytes);
     return true;
   }
 
+  #count(bytes: number): void {
+    for (let level: Account | null = this; level !== null; level = level.#parent) {
+      level.#charged += bytes;
+      level.#maxCharged = Math.max(level.#maxCharged, level.#charged);
+    }
+  }
+
   uncharge(bytes: number): void {
-    for (let level: Account | null = this; level !== null; level = level.parent) level.#charged -= bytes;
+    for (let level: Account | null = this; level !== null; level = level.#parent) level.#charged -= bytes;
   }
 }
 
-/** The reserve of one condition: open as long as the condition is, backed by the handler's arena. */
+/**
+ * The reserve of one condition: open as long as the condition is. Leases are backed by the handler's arena, windows by a
+ * raised limit; both count as one.
+ */
 export class ConditionReserve implements Reserve {
   readonly #account: Account;
-  readonly #arena: ArenaAllocator | null;
+  readonly #arena: ArenaAllocator;
   readonly #leases = new Set<Lease>();
   #openWindow: OpenWindow | null = null;
   #open = true;
 
-  constructor(account: Account, arena: ArenaAllocator | null) {
+  constructor(account: Account, arena: ArenaAllocator) {
     this.#account = account;
     this.#arena = arena;
   }
@@ -124,8 +150,9 @@ export class ConditionReserve implements Reserve {
     return this.#account.charged;
   }
 
+  /** What one charge may ask for now: the arena may have room in all, but not in one piece. */
   get available(): number {
-    return this.#open ? this.#account.available : 0;
+    return this.#open ? Math.min(this.#account.available, this.#arena.largest) : 0;
   }
 
   get maxCharged(): number {
@@ -144,13 +171,13 @@ export class ConditionReserve implements Reserve {
   charge(size: Size): Lease {
     const lease = this.tryCharge(size);
     if (lease !== null) return lease;
-    throw this.#exhausted(bytesOf(size, '`size`'));
+    throw this.#exhausted(bytesOf(size, '`size`'), this.available);
   }
 
-  #exhausted(bytes: number): ReprieveError {
+  #exhausted(bytes: number, available: number): ReprieveError {
     return new ReprieveError(
       'ERR_REPRIEVE_RESERVE_EXHAUSTED',
-      `The reserve of ${formatBytes(this.bytes)} has ${formatBytes(this.available)} left, ${formatBytes(bytes)} were asked for`,
+      `The reserve of ${formatBytes(this.bytes)} has ${formatBytes(available)} left, ${formatBytes(bytes)} were asked for`,
     );
   }
 
@@ -176,7 +203,7 @@ export class ConditionReserve implements Reserve {
     }
     const bytes = wholePages(this.#check(size));
     if (this.#openWindow === null) throw new Error('a reserve of no condition');
-    if (!this.#account.tryCharge(bytes)) throw this.#exhausted(bytes);
+    if (!this.#account.tryCharge(bytes)) throw this.#exhausted(bytes, this.#account.available);
     let charged = true;
     const uncharge = () => {
       if (charged) this.#account.uncharge(bytes);
@@ -194,7 +221,7 @@ export class ConditionReserve implements Reserve {
     const bytes = this.#check(size);
     const charged = wholePages(bytes);
     // The range first: there may be room in all, but not in one piece.
-    const range = this.#arena?.take(bytes) ?? null;
+    const range = this.#arena.take(bytes);
     if (!this.#account.tryCharge(charged, range !== null) || range === null) {
       range?.giveBack();
       return null;

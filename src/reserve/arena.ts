@@ -26,6 +26,11 @@ export class ArenaAllocator {
     this.#free = buffer.byteLength > 0 ? [{ start: 0, end: buffer.byteLength }] : [];
   }
 
+  /** Bytes of the largest free piece. */
+  get largest(): number {
+    return this.#free.reduce((most, { start, end }) => Math.max(most, end - start), 0);
+  }
+
   /** A range of at least `bytes`, or null if no free piece is large enough. */
   take(bytes: number): ArenaRange | null {
     const length = wholePages(bytes);

@@ -10,6 +10,7 @@ import { NO_EPOCH, SharedEpoch } from '../guard/epoch.js';
 import { openInstance, restoreInstance, restoreStale, STATE_DIRECTORY } from '../guard/instance.js';
 import { checkGuardOptions, type GuardOptions } from '../guard/options.js';
 import { GuardProcess } from '../guard/process.js';
+import { type HandlerStatus, publishStatus } from '../guard/status.js';
 import { native } from '../native.js';
 import { ArenaAllocator, openArena, wholePages } from '../reserve/arena.js';
 import type { OverchargeGround } from '../reserve/overcharge.js';
@@ -53,6 +54,8 @@ export interface Ground {
   guard: { process: GuardProcess; epoch: SharedEpoch } | null;
   /** Control files that are changed for a while; null in the simulation. */
   files: ControlFiles | null;
+  /** Says how this handler is doing to whoever looks; null in the simulation. */
+  publish: ((status: HandlerStatus) => void) | null;
   /** Puts back what handlers left that are gone; a line for each thing that was done. */
   restoreStale: () => Promise<string[]>;
   /** What that gave at the start. */
@@ -169,6 +172,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
       readFaults: native().readFaults,
       guard,
       files,
+      publish: (status) => publishStatus(instance.path, status),
       // Without waiting for guards: what they still hold is claimed.
       restoreStale: () => {
         restoring ??= restoreStale(stateDirectory, 0, tried).finally(() => {

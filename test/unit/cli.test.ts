@@ -47,22 +47,25 @@ test('the demo as data', () => {
 });
 
 test('doctor tells every row with what its want costs and how to get it', () => {
-  const bare = diagnose({
-    ...probeCapabilities(),
-    memoryV1: null,
-    cgroupV2: null,
-    oomControl: false,
-    eventControl: false,
-    kernelReserve: false,
-    freezer: false,
-    psi: 'none',
-    pidfd: false,
-    mrelease: false,
-    guard: { path: null, whyNot: 'gone' },
-    state: { directory: '/run/reprieve', writable: false },
-    lockableBytes: 65536,
-    held: [],
-  });
+  const bare = diagnose(
+    {
+      ...probeCapabilities(),
+      memoryV1: null,
+      cgroupV2: null,
+      oomControl: false,
+      eventControl: false,
+      kernelReserve: false,
+      freezer: false,
+      psi: 'none',
+      pidfd: false,
+      mrelease: false,
+      guard: { path: null, whyNot: 'gone' },
+      state: { directory: '/run/reprieve', writable: false },
+      lockableBytes: 65536,
+      held: [],
+    },
+    [],
+  );
   expect(bare.ready).toBe(false);
   for (const row of bare.rows) {
     expect(row, row.name).toMatchObject({

@@ -54,6 +54,7 @@ test('room in all, but not in one piece, is refused alike; neighbours given back
   third?.release();
   expect(reserve.tryCharge(2 * PAGE)).toBe(null);
   expect([reserve.failures, reserve.charged, root.charged]).toEqual([1, PAGE, PAGE]);
+  expect([reserve.available, root.available]).toEqual([PAGE, 2 * PAGE]);
   second?.release();
   expect(reserve.charge(3 * PAGE).buffer.length).toBe(3 * PAGE);
 });
@@ -107,6 +108,16 @@ test('any interleaving of charges, releases and ends loses or invents no byte', 
       let rootMax = 0;
       const live = (of?: number) => leases.filter((one) => one.live && (of === undefined || one.of === of));
       const sum = (of?: number) => live(of).reduce((total, { charged }) => total + charged, 0);
+      const largestGap = () => {
+        const used = live()
+          .map(({ lease }): [number, number] => [
+            lease.buffer.byteOffset,
+            lease.buffer.byteOffset + Math.ceil(lease.bytes / PAGE) * PAGE,
+          ])
+          .sort(([a], [b]) => a - b);
+        const gaps = [...used, [PAGES * PAGE, 0] as const].map(([start], index) => start - (used[index - 1]?.[1] ?? 0));
+        return Math.max(...gaps);
+      };
       for (const { kind, which, bytes } of commands) {
         const reserve = reserves[which];
         const state = model[which];
@@ -122,15 +133,7 @@ test('any interleaving of charges, releases and ends loses or invents no byte', 
           for (const one of live(which)) one.live = false;
         } else {
           const charged = Math.ceil(bytes / PAGE) * PAGE;
-          const used = live()
-            .map(({ lease }): [number, number] => [
-              lease.buffer.byteOffset,
-              lease.buffer.byteOffset + Math.ceil(lease.bytes / PAGE) * PAGE,
-            ])
-            .sort(([a], [b]) => a - b);
-          const gaps = [...used, [PAGES * PAGE, 0] as const].map(
-            ([start], index) => start - (used[index - 1]?.[1] ?? 0),
-          );
+          const room = largestGap();
           let lease: Lease | null = null;
           let code: unknown;
           try {
@@ -138,7 +141,7 @@ test('any interleaving of charges, releases and ends loses or invents no byte', 
           } catch (error) {
             ({ code } = error as { code: unknown });
           }
-          const fits = gaps.some((gap) => gap >= charged);
+          const fits = room >= charged;
           expect(lease !== null).toBe(state.open && fits);
           expect(code).toBe(
             !state.open
@@ -159,7 +162,7 @@ test('any interleaving of charges, releases and ends loses or invents no byte', 
         reserves.forEach((one, of) => {
           const { open, failures, maxCharged } = model[of] as (typeof model)[0];
           expect([one.charged, one.failures, one.maxCharged]).toEqual([sum(of), failures, maxCharged]);
-          expect(one.available).toBe(open ? PAGES * PAGE - sum() : 0);
+          expect(one.available).toBe(open ? largestGap() : 0);
         });
         leases.forEach(({ lease, live: lives }, index) => {
           expect(lease.buffer.length).toBe(lives ? lease.bytes : 0);
@@ -169,6 +172,58 @@ test('any interleaving of charges, releases and ends loses or invents no byte', 
       }
     }),
     { seed: 1, numRuns: 300 },
+  );
+});
+
+test('accounts in a tree: what is charged anywhere counts at every level above, wherever accounts are moved', () => {
+  const LIMITS = [16, 8, 12, 4, 6, 3].map((pages) => pages * PAGE);
+  const command = fc.record({
+    kind: fc.constantFrom('charge', 'charge', 'charge', 'unbacked', 'uncharge', 'uncharge', 'move'),
+    which: fc.nat(LIMITS.length - 1),
+    other: fc.nat(40),
+    pages: fc.integer({ min: 1, max: 5 }),
+  });
+  fc.assert(
+    fc.property(fc.array(command, { maxLength: 60 }), (commands) => {
+      const [root, ...rest] = LIMITS.map((bytes) => new Account(bytes)) as [Account, ...Account[]];
+      for (const account of rest) account.moveBelow(root);
+      const accounts = [root, ...rest];
+      const charges: { at: Account; bytes: number }[] = [];
+      const failures = new Map(accounts.map((account) => [account, 0]));
+      const peaks = new Map(accounts.map((account) => [account, 0]));
+      const levels = (account: Account): Account[] =>
+        account.parent === null ? [account] : [account, ...levels(account.parent)];
+      const chargedTo = (account: Account) =>
+        charges.filter(({ at }) => levels(at).includes(account)).reduce((sum, { bytes }) => sum + bytes, 0);
+      for (const { kind, which, other, pages } of commands) {
+        const account = accounts[which] as Account;
+        const bytes = pages * PAGE;
+        if (kind === 'charge' || kind === 'unbacked') {
+          const fits = kind === 'charge' && levels(account).every((level) => chargedTo(level) + bytes <= level.bytes);
+          expect(account.tryCharge(bytes, kind === 'charge')).toBe(fits);
+          if (fits) charges.push({ at: account, bytes });
+          else for (const level of levels(account)) failures.set(level, (failures.get(level) ?? 0) + 1);
+        } else if (kind === 'uncharge') {
+          const [charge] = charges.splice(other % Math.max(1, charges.length), 1);
+          charge?.at.uncharge(charge.bytes);
+        } else {
+          const target = accounts[other % accounts.length] as Account;
+          if (account !== root && !levels(target).includes(account)) account.moveBelow(target);
+        }
+        for (const level of accounts) {
+          peaks.set(level, Math.max(peaks.get(level) ?? 0, chargedTo(level)));
+          const room = Math.min(...levels(level).map((above) => Math.max(0, above.bytes - chargedTo(above))));
+          expect(level.counters()).toEqual({
+            bytes: level.bytes,
+            charged: chargedTo(level),
+            available: room,
+            maxCharged: peaks.get(level),
+            failures: failures.get(level),
+          });
+        }
+      }
+    }),
+    { seed: 1, numRuns: 500 },
   );
 });
 

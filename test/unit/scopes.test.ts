@@ -1,9 +1,11 @@
+import { Registry } from 'prom-client';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import type { Hierarchy } from '../../src/cgroup/cgroup.js';
 import { SimulatedHierarchy, VirtualClock } from '../../src/cgroup/simulated.js';
 import { ReprieveError } from '../../src/errors.js';
 import { OomHandler } from '../../src/handler.js';
 import { lowestPriority, type Policy, type WatchOptions } from '../../src/index.js';
+import { registerMetrics } from '../../src/report/metrics.js';
 import { simulatedGround } from '../../src/simulation.js';
 import { collect, disabledIn, MiB, simulateTest, turn } from '../support/simulation.js';
 
@@ -581,5 +583,62 @@ describe('the iterator style', () => {
     await expect(next).resolves.toEqual({ done: true, value: undefined });
     const withPolicy = await handler.watch('memcg:/jobs', options);
     await expect(withPolicy[Symbol.asyncIterator]().next()).rejects.toEqual(withCode('ERR_REPRIEVE_INVALID_ARGUMENT'));
+  });
+});
+
+describe('the reserve of a scope', () => {
+  test('lies within that of the watched scope above it, in whatever order they were watched', async () => {
+    const { hierarchy, handler } = simulateTest();
+    hierarchy.make('/jobs/web/one');
+    const one = await handler.watch('memcg:/jobs/web/one', { ...options, reserve: '3MiB' });
+    const jobs = await handler.watch('memcg:/jobs', { ...options, reserve: '4MiB' });
+    const web = await handler.watch('memcg:/jobs/web', { ...options, reserve: '2MiB' });
+    expect([one, web, jobs].map(({ reserve }) => reserve.available / MiB)).toEqual([2, 2, 4]);
+    await web.close();
+    expect([one, jobs, handler].map(({ reserve }) => reserve.available / MiB)).toEqual([3, 4, 8]);
+  });
+
+  test('counts at every level while a condition holds it, and nowhere after', async () => {
+    const { hierarchy, handler, clock } = simulateTest();
+    hierarchy.make('/jobs', 64 * MiB);
+    hierarchy.make('/jobs/web', 32 * MiB);
+    const leak = hierarchy.spawn(hierarchy.make('/jobs/web/leak'), 'leak', 20 * MiB);
+    const jobs = await handler.watch('memcg:/jobs', options);
+    let lease: number | undefined;
+    const policy: Policy = (snapshot, { reserve }) => {
+      lease = reserve.charge('1MiB').bytes;
+      expect(reserve.tryCharge('2MiB')).toBeNull();
+      expect([jobs, handler].map(({ reserve: above }) => above.charged)).toEqual([MiB, MiB]);
+      return lowestPriority(snapshot);
+    };
+    const web = await handler.watch('memcg:/jobs/web', { policy, reserve: '2MiB' });
+    hierarchy.grow(leak, 20 * MiB);
+    await clock.advance(1_000);
+    expect(lease).toBe(MiB);
+    for (const { reserve } of [web, jobs, handler]) {
+      expect(reserve).toMatchObject({ charged: 0, maxCharged: MiB, failures: 1 });
+    }
+  });
+
+  test('is no more than the handler has', async () => {
+    const { hierarchy, handler } = simulateTest();
+    hierarchy.make('/jobs');
+    for (const reserve of ['9MiB', -1, 'much']) {
+      await expect(handler.watch('memcg:/jobs', { reserve })).rejects.toThrow(/Expected the `reserve` option to be/);
+    }
+  });
+
+  test('is a metric', async () => {
+    const { hierarchy, handler } = simulateTest();
+    hierarchy.make('/jobs');
+    await handler.watch('memcg:/jobs', { ...options, reserve: '2MiB' });
+    const registry = new Registry();
+    registerMetrics(handler, registry);
+    const text = await registry.metrics();
+    expect(text).toContain(`reprieve_reserve_bytes{scope=""} ${8 * MiB}\n`);
+    expect(text).toContain(`reprieve_reserve_available_bytes{scope="memcg:/jobs"} ${2 * MiB}\n`);
+    expect(text).toContain('reprieve_overcharge_windows{result="refused"} 0\n');
+    for (const watch of handler.watches) await watch.close();
+    expect(await registry.metrics()).not.toContain('memcg:/jobs');
   });
 });
