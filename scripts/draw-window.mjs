@@ -98,6 +98,8 @@ async function record() {
     }
     const killed = marks[0].atUs - (report.timings.snapshotUs ?? 0) + (report.timings.killedUs ?? 0);
     marks.push({ atUs: killed, text: `${report.victims[0]?.name} dies` });
+    const [{ askedUs, openedUs }] = report.windows;
+    process.stderr.write(`the window took ${((openedUs - askedUs) / 1000).toFixed(1)} ms to open\n`);
     return { samples, marks };
   } finally {
     Atomics.store(new Int32Array(stop), 0, 1);
