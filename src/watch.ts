@@ -401,8 +401,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       () => this.#subtree.rescan(),
       ...this.#restoring(),
     ];
-    this.#near = null;
     for (const step of steps) this.#attempt(step);
+    this.#near = null;
     this.#restoreReserve = null;
   }
 
