@@ -7,6 +7,7 @@ import type { SystemError } from './errors.js';
 import { STATE_DIRECTORY } from './guard/instance.js';
 import { guardPath, native } from './native.js';
 import type { Hardening } from './self/hardening.js';
+import type { OwnMemcg } from './self/own-memcg.js';
 
 /** Capabilities of capabilities(7) that matter here, with their bit. */
 const CAPABILITY_BITS = {
@@ -50,8 +51,10 @@ export interface Capabilities {
   /** How the handler's thread is scheduled; null where no handler is open. */
   scheduling: Hardening['scheduling'] | null;
   lockedText: Hardening['lockedText'] | null;
-  /** Where the handler sits, and why not in a memcg of its own. */
-  ownMemcg: { path: string | undefined; whyNot: string | null };
+  /** A memcg can be made directly below the root, for the handler to move or to step out to. */
+  refuge: boolean;
+  /** Where the handler lives, how it keeps clear of what it watches, and why not as asked for; null where none is open. */
+  ownMemcg: Pick<OwnMemcg, 'use' | 'path' | 'refuge' | 'whyNot'> | null;
 }
 
 /** Looks at this machine. Nothing is changed; the addon must be there. */
@@ -82,7 +85,8 @@ export function probeCapabilities(): Capabilities {
     missing: Object.keys(CAPABILITY_BITS).filter((name) => !held.includes(name)),
     scheduling: null,
     lockedText: null,
-    ownMemcg: { path: undefined, whyNot: 'no handler is open' },
+    refuge: v1?.writable === true && canWrite(v1.point),
+    ownMemcg: null,
   };
 }
 

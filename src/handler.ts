@@ -15,7 +15,7 @@ import {
   NO_PREFERENCE,
 } from './condition/drill.js';
 import { parseLadder, type WatchDeadlines } from './condition/options.js';
-import { invalidOption, isVanished, ReprieveError } from './errors.js';
+import { invalidOption, isRevoked, isVanished, ReprieveError } from './errors.js';
 import { boundOf } from './guard/bound.js';
 import type { GuardReplaced } from './guard/process.js';
 import type { HandlerStatus } from './guard/status.js';
@@ -24,13 +24,15 @@ import type { Report } from './report/report.js';
 import { Account, ConditionReserve, type ReserveCounters } from './reserve/account.js';
 import { wholePages } from './reserve/arena.js';
 import type { WindowCounters } from './reserve/overcharge.js';
+import { RaisedLimits } from './reserve/raised-limits.js';
 import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
+import type { OwnMemcgUse } from './self/own-memcg.js';
 import { JobRules, type JobSettings } from './snapshot/settings.js';
 import type { ArmedMemcg } from './source/armed.js';
 import { findOwner } from './source/owner.js';
 import { parseScope } from './source/scope.js';
-import { bytesOf, formatBytes, type Size } from './units.js';
+import { bytesOf, formatBytes, formatMicros, type Size } from './units.js';
 import { openAbove, Watch } from './watch.js';
 
 /** How often new processes are looked for and cleared memcgs are armed again, in milliseconds. */
@@ -49,6 +51,11 @@ export interface WatchOptions extends WatchDeadlines {
   reserve?: Size;
   /** Settings of jobs, by glob on their name below the scope; the first that matches counts. */
   jobs?: Record<string, JobSettings>;
+  /**
+   * For a scope that the handler lives in: raises its limit by the size of the reserve while it is watched, so that the
+   * jobs keep what they had. False by default.
+   */
+  raiseLimit?: boolean;
   /** Closes the watch when aborted. */
   signal?: AbortSignal;
 }
@@ -86,6 +93,13 @@ export type PendingWatch = Promise<Watch> & AsyncIterable<OomCondition>;
 /** What was left to its owner above is not taken up again within this time while it goes on. */
 const LEFT_US = 10_000_000;
 
+/** What a handler in a full memcg cannot do. */
+const UNABLE =
+  'while that is full the handler can neither open a file nor list processes (ENOMEM), and a page fault of its own parks it';
+
+/** Stepped out for a scope that came near its limit, the handler goes back below this part of it. */
+const BACK_AT = 0.9;
+
 /** A drill is not gone through again within this time for coming near to a limit, */
 const WARM_US = 1_000;
 /** nor more often than this in a second: a scope may live near its limit. */
@@ -108,7 +122,11 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   readonly #owners = new Map<OomCondition, string>();
   /** Memcgs above everything watched that were left to their owner: until when, in the clock's microseconds. */
   readonly #left = new Map<number, number>();
+  readonly #limits: RaisedLimits | null;
   readonly #forgetEnd: () => void;
+  /** When the handler stepped out, and was outside; in the clock's microseconds. */
+  #outFromUs = 0;
+  #outAtUs = 0;
   #stopTick: (() => void) | null = null;
   #spurious = 0;
   #published = '';
@@ -144,6 +162,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#ground = ground;
     this.#dry = dryHierarchy(ground.hierarchy);
     this.#account = new Account(ground.reserve.bytes);
+    const { files, hierarchy, reserve } = ground;
+    this.#limits =
+      files && new RaisedLimits(files, hierarchy.clock, reserve.bytes, (message) => this.#tell('warning', message));
     this.#scores = new ScoreRegister(ground.hierarchy);
     this.#forgetEnd = onProcessEnd(() => this.#atEnd());
     this.#tellRestored(ground.restored);
@@ -162,7 +183,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   /** What this machine offers, and what of it is used. */
   get capabilities(): Capabilities {
-    return this.#ground.capabilities;
+    const { capabilities, own } = this.#ground;
+    const { use, path, refuge, whyNot } = own;
+    return { ...capabilities, ownMemcg: { use, path, refuge, whyNot } };
   }
 
   /** Counters of the reserve, over all conditions. */
@@ -241,16 +264,20 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (options.recursive !== undefined && typeof options.recursive !== 'boolean') {
       throw invalidOption('the `recursive` option', 'true or false', options.recursive);
     }
+    const raise = options.raiseLimit ?? false;
+    if (typeof raise !== 'boolean') throw invalidOption('the `raiseLimit` option', 'true or false', raise);
     const path = parseScope(scope);
     const ladder = parseLadder(options);
-    const rules = new JobRules(options.jobs ?? {});
     const account = new Account(this.#reserveOf(options.reserve));
     options.signal?.throwIfAborted();
 
-    const { hierarchy } = this.#ground;
+    const { hierarchy, own } = this.#ground;
+    own.locate();
+    const rules = new JobRules(options.jobs ?? {}, own.path);
     // What is pending of memcgs made below a scope that is watched already decides what they had before.
     hierarchy.drainTree();
     const opened: Memcg[] = [];
+    const undo: (() => void)[] = [];
     let forgetSignal = () => {};
     try {
       opened.push(...openAbove(hierarchy, path), hierarchy.open(path));
@@ -258,7 +285,11 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       if (this.#memberOf(memcg.inode) !== undefined) {
         throw new ReprieveError('ERR_REPRIEVE_ALREADY_WATCHED', `${scope} is watched already`);
       }
-      this.#mustBeOutside(path);
+      this.#checkInside(path, raise);
+      if (raise) {
+        undo.push(() => this.#limits?.putBack(path));
+        this.#limits?.raise(memcg);
+      }
       const watch = new Watch({
         hierarchy,
         scope: memcg,
@@ -271,9 +302,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         isArmed: (inode) => this.#memberOf(inode) !== undefined,
         scores: this.#scores,
         bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
-        near: (watch) => this.#warmUp(watch),
+        near: (watch) => {
+          this.#stepOut(watch.path);
+          this.#warmUp(watch);
+        },
         ended: (ended) => {
           forgetSignal();
+          if (raise) this.#limits?.putBack(path);
           this.#ended(ended);
         },
         warn: (message) => this.#tell('warning', message),
@@ -285,6 +320,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       forgetSignal = closeOnAbort(options.signal, watch);
       return watch;
     } catch (error) {
+      for (const step of undo) step();
       for (const memcg of opened) memcg.close();
       throw error;
     }
@@ -307,15 +343,81 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     }
   }
 
-  #mustBeOutside(path: string): void {
-    const own = this.#ground.ownPath();
-    if (own === undefined || !isAtOrBelow(own, path)) return;
-    const { whyNot } = this.#ground.capabilities.ownMemcg;
-    throw new ReprieveError(
-      'ERR_REPRIEVE_INSIDE_SCOPE',
-      `The handler is itself in ${own}, inside memcg:${path}, and could not work there when it is full` +
-        `${whyNot ? `; it was not moved out: ${whyNot}` : ''}`,
-    );
+  // --- A handler that lives in what it watches ---
+
+  /** True if the process lives in that memcg, whether or not it has stepped out of it just now. */
+  #livesIn(path: string): boolean {
+    const { own } = this.#ground;
+    return own.path !== undefined && isAtOrBelow(own.path, path);
+  }
+
+  /** The handler lives in that memcg, cannot leave it, and has a guard that can do what it cannot. */
+  #isUnableIn(path: string): boolean {
+    const { own, guard } = this.#ground;
+    return guard !== null && own.use === 'stays' && this.#livesIn(path);
+  }
+
+  #whyUnable(path: string): string {
+    return `${path} holds this handler (${this.#ground.own.whyNot}): ${UNABLE}`;
+  }
+
+  /** Where the handler lives in a scope it must be able to leave it, or somebody outside must act for it. */
+  #checkInside(path: string, raise: boolean): void {
+    const { own, guard } = this.#ground;
+    if (!this.#livesIn(path)) {
+      if (!raise) return;
+      throw new ReprieveError(
+        'ERR_REPRIEVE_INVALID_ARGUMENT',
+        `Expected a handler that lives in memcg:${path} for \`raiseLimit\`: it is in ${own.path ?? 'no memcg of this hierarchy'}, which that limit does not reach`,
+      );
+    }
+    if (own.use === 'step-out') return;
+    if (own.refuge === null || guard === null) {
+      throw new ReprieveError(
+        'ERR_REPRIEVE_INSIDE_SCOPE',
+        `The handler is itself in ${own.path}, inside memcg:${path}, and could not work there when it is full` +
+          `${own.whyNot ? `; it was not moved out: ${own.whyNot}` : ''}`,
+      );
+    }
+    this.#tell('warning', `${this.#whyUnable(path)}. Then the guard acts for it`);
+  }
+
+  /** The first act of an episode: whoever is in a full memcg can open nothing, and a page fault would park us. */
+  #stepOut(path: string): void {
+    const { own } = this.#ground;
+    if (own.use !== 'step-out' || own.isOut || !this.#livesIn(path)) return;
+    const { clock } = this.#ground.hierarchy;
+    this.#outFromUs = clock.nowUs();
+    own.stepOut();
+    this.#outAtUs = clock.nowUs();
+    // The compiler holds on to what was checked above.
+    if ((own.use as OwnMemcgUse) === 'stays') this.#tell('warning', `The handler stays in ${own.path}: ${own.whyNot}`);
+  }
+
+  /** Where nothing is open, or near its limit, that holds the process. */
+  #stepBack(): void {
+    const { own } = this.#ground;
+    if (own.use !== 'step-out') return;
+    for (const path of this.#owners.values()) if (this.#livesIn(path)) return;
+    for (const { path, self } of this.#watches) {
+      if (self === undefined || !this.#livesIn(path)) continue;
+      try {
+        if (self.memcg.usage() > self.memcg.limit() * BACK_AT) return;
+      } catch (error) {
+        if (!isVanished(error)) throw error; // its watch ends
+      }
+    }
+    const whyNot = own.stepBack();
+    if (whyNot !== null) this.#tell('warning', `The handler stays in ${own.path}: ${whyNot}`);
+  }
+
+  /** Nothing is tried that would fail, or park us, in the memcg that holds us: the guard can do all of it. */
+  #leaveInside({ process, epoch }: NonNullable<Ground['guard']>, path: string): string {
+    process.dismiss(false);
+    process.takenOver = `it left ${path} to the guard`;
+    this.#tell('warning', `${path} is full and left to the guard; ${this.#whyUnable(path)}`);
+    process.gone().then(() => epoch.tell());
+    return 'left to the guard';
   }
 
   #memberOf(inode: number): { watch: Watch; armed: ArmedMemcg } | undefined {
@@ -331,9 +433,10 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #signalled(armed: ArmedMemcg, atUs: number): void {
     const drilled = this.#drilling;
     try {
-      this.#ground.hierarchy.drainTree();
       const chain = armed.chain.filter((memcg) => !this.#isLeft(memcg, atUs));
       const owner = findOwner(chain);
+      if (owner !== null) this.#stepOut(owner.memcg.path);
+      this.#ground.hierarchy.drainTree();
       if (owner === null) {
         if (drilled?.armed === armed) this.#runDrill(armed, atUs);
         else this.#spurious++;
@@ -362,6 +465,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    * real may be waiting.
    */
   async #drill(watch: Watch): Promise<void> {
+    if (this.#isUnableIn(watch.path)) return; // it only might park us
     const end = performance.now() + FIRST_DRILL_MS;
     let slice = performance.now() + DRILL_SLICE_MS;
     for (let run = 0; run < FIRST_RUNS && performance.now() < end; run++) {
@@ -396,7 +500,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   /** Most of the limit is used: whatever comes next finds everything in the caches. Unless it has come already. */
   #warmUp(watch: Watch): void {
     const now = this.#ground.hierarchy.clock.nowUs();
-    if (this.#warmUps <= 0 || now - this.#warmAtUs < WARM_US) return;
+    if (this.#warmUps <= 0 || now - this.#warmAtUs < WARM_US || this.#isUnableIn(watch.path)) return;
     this.#warmAtUs = now;
     this.#warmUps--;
     // After whatever else woke us.
@@ -413,6 +517,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   #runDrill(armed: ArmedMemcg, atUs: number): void {
     findOwner(armed.chain);
+    if (this.#livesIn(armed.memcg.path)) this.#ground.own.drill();
     this.#open(fullMemcg(armed.memcg), true, atUs, true);
   }
 
@@ -422,8 +527,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const [first] = members;
     if (first === undefined) return; // its watch was closed by an earlier signal of this wake-up
     const { watch } = first;
-    const { hierarchy, readFaults, reserve } = this.#ground;
     const parent = own?.watch.account ?? this.#account;
+    const { hierarchy, readFaults, reserve, guard, own: self } = this.#ground;
+    const unable = !drill && this.#isUnableIn(owner.path);
     const condition: OomCondition = new OomCondition(
       {
         hierarchy: drill ? this.#dry : hierarchy,
@@ -442,6 +548,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         deathsNearby: () => this.#deathsNear(owner.path, condition),
         ended: (ended, report) => drill || this.#conditionEnded(ended, report, owner),
         alarm: (message) => drill || this.#tell('alarm', message),
+        unable: unable && guard ? () => this.#leaveInside(guard, owner.path) : null,
       },
       atUs,
     );
@@ -453,7 +560,16 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#conditions.set(owner.inode, condition);
     this.#owners.set(condition, owner.path);
     watch.opened(condition);
+    if (unable) condition.note(this.#whyUnable(owner.path));
     condition.start(full);
+    if (self.isOut && this.#livesIn(owner.path)) this.#noteSteppedOut(condition, atUs);
+  }
+
+  #noteSteppedOut(condition: OomCondition, atUs: number): void {
+    const took = formatMicros(this.#outAtUs - this.#outFromUs);
+    const before = atUs - this.#outFromUs;
+    const when = before > 0 ? `, begun ${formatMicros(before)} before the event as the limit was near` : '';
+    condition.note(`stepped out of ${this.#ground.own.path} in ${took}${when}`);
   }
 
   /** The armed memcgs below a path that have no armed one above them there, by path. */
@@ -482,7 +598,10 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#tell('report', report);
     if (report.outcome === 'left') this.#left.set(owner.inode, this.#ground.hierarchy.clock.nowUs() + LEFT_US);
     // Signals below were taken for this condition's; one that has its own limit at hand goes on by itself.
-    setImmediate(() => this.#lookBelow(owner.path));
+    setImmediate(() => {
+      this.#lookBelow(owner.path);
+      this.#stepBack();
+    });
   }
 
   /** Takes up what is out of memory at or below a path, and arms again what the kernel has cleared. */
@@ -499,7 +618,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         }
       } catch (error) {
         if (isVanished(error)) watch.scopeIsThere();
-        else this.#tell('warning', `${watch.scope}: ${(error as Error).message}`);
+        else if (!isRevoked(error)) this.#tell('warning', `${watch.scope}: ${(error as Error).message}`);
       }
     }
   }
@@ -521,8 +640,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       for (const watch of this.#watches) {
         watch.tick();
         // What is not used for a while is no longer in the caches, and V8 drops its compiled code.
-        if (watch.self !== undefined) void this.#drillBySignal(watch.self);
+        if (watch.self !== undefined && !this.#isUnableIn(watch.path)) void this.#drillBySignal(watch.self);
       }
+      this.#stepBack();
       if (this.#watches.size > 0) this.#tick();
     });
   }
@@ -566,7 +686,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   /** The guard has taken over: whatever is still done here would be done a second time. */
   #revoked(): void {
-    const why = this.#ground.guard?.process.takenOver ?? 'it was silent for too long';
+    const inside = [...this.#watches].find(({ path }) => this.#isUnableIn(path));
+    const reason = this.#ground.guard?.process.takenOver ?? 'it was silent for too long';
+    const why = inside === undefined ? reason : `${reason}; ${this.#whyUnable(inside.path)}`;
     for (const watch of this.#watches) watch.revoke();
     if (this.#closing !== null) return; // at the end something was left to the guard: nothing was taken from us
     // Whoever is told opens another one, perhaps: not before the guard is done.
@@ -581,6 +703,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#nestAccounts();
     this.#drilling?.done(); // its signal may be gone with the watch
     if (watch.state === 'vanished') this.#tell('vanished', watch.scope);
+    this.#stepBack();
     if (this.#watches.size > 0) return;
     this.#stopTick?.();
     if (this.#closing === null) this.#ground.hierarchy.keepAlive(false);
@@ -619,6 +742,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     }
     const closed = await Promise.allSettled([...this.#watches].map((watch) => watch.close()));
     this.#stopTick?.();
+    this.#limits?.close();
     this.#forgetEnd();
     if (guard?.epoch.revoked) await guard.process.gone(); // it puts back what is written down
     this.#ground.leave();

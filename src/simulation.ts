@@ -3,6 +3,7 @@ import type { Capabilities } from './capabilities.js';
 import type { SimulatedHierarchy } from './cgroup/simulated.js';
 import { ArenaAllocator } from './reserve/arena.js';
 import type { Ground } from './self/ground.js';
+import { NO_OWN_MEMCG } from './self/own-memcg.js';
 
 /** Bytes of the simulated reserve: plain memory of this process. */
 const RESERVE = 8 * 2 ** 20;
@@ -27,13 +28,14 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     missing: [],
     scheduling: null,
     lockedText: null,
-    ownMemcg: { path: undefined, whyNot: null },
+    refuge: false,
+    ownMemcg: null,
   };
   return {
     hierarchy,
     capabilities,
     reserve: { bytes: RESERVE, arena: new ArenaAllocator(new ArrayBuffer(RESERVE)) },
-    ownPath: () => undefined,
+    own: NO_OWN_MEMCG,
     readFaults: (out) => out.fill(0),
     overcharge: null,
     guard: null,

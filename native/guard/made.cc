@@ -27,7 +27,8 @@ bool moveOut(void* context, pid_t pid) {
   Line text;
   text.addSigned(pid);
   move.listed++;
-  const int number = move.to >= 0 ? writeText(move.to, text.view()) : ENOENT;
+  // Ourselves to the root, with a handler that lived inside what it watched: it may be full there, and we are not done.
+  const int number = move.to >= 0 && pid != getpid() ? writeText(move.to, text.view()) : ENOENT;
   // Who cannot be moved at all is why the directory cannot be removed: that is said then.
   if (number != 0 && number != ESRCH) writeText(move.root, text.view());
   return true;

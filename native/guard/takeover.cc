@@ -63,7 +63,7 @@ constexpr std::string_view whyActing(Reason reason) {
     case Reason::kOverdue:
       return " has let somebody wait for too long";
     case Reason::kLeft:
-      return " has closed, and could not put everything back";
+      return " has left the rest to its guard";
   }
   return "";
 }

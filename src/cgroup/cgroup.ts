@@ -133,7 +133,7 @@ export interface Hierarchy {
    * @throws ReprieveError ERR_REPRIEVE_NOT_A_MEMCG, ERR_REPRIEVE_PERMISSION
    */
   open(path: string): Memcg;
-  /** Null if the process is gone, or belongs to another pid namespace. */
+  /** Null if the process is gone, belongs to another pid namespace, or is the handler itself. */
   openProcess(pid: number): Process | null;
   /** Listens on `memory.oom_control`. `signal` gets the time of the wake-up, in the clock's microseconds. */
   listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener;

@@ -273,7 +273,8 @@ export class HierarchyV1 implements Hierarchy {
   }
 
   openProcess(pid: number): Process | null {
-    return openProcess(this.#native, pid, this.#epoch);
+    // One that lives in what it watches is not among its own victims.
+    return pid === process.pid ? null : openProcess(this.#native, pid, this.#epoch);
   }
 
   startTime(): number {

@@ -76,6 +76,8 @@ export interface ConditionSetup {
   ended: (condition: OomCondition, report: Report) => unknown;
   /** No task can be killed and no job may be: somebody must look. */
   alarm: (message: string) => unknown;
+  /** The handler cannot work in this memcg: has the guard act instead of any rung, and says why. Null where it can. */
+  unable: (() => string) | null;
 }
 
 type Rung = { name: string; decide: Policy | 'caller' | 'kernel' };
@@ -306,6 +308,11 @@ export class OomCondition {
     if (this.open && !this.dying) this.#check();
   }
 
+  /** Something that belongs to it, and happened before it was opened. */
+  note(text: string): void {
+    if (this.open) this.#step(text, 0);
+  }
+
   /** The watch has ended: so does the condition, as it is; the end of the watch wakes the waiters. */
   release(outcome: 'released' | 'vanished' | 'revoked'): void {
     if (!this.open) return;
@@ -426,6 +433,8 @@ export class OomCondition {
 
   /** Asks the rung whose turn it is. */
   #ask(): void {
+    const { unable } = this.#setup;
+    if (unable !== null) return this.#enter('waiting', unable());
     this.#enter('deciding');
     const question = this.#nextQuestion();
     const rung = this.#rungs[this.#rung];

@@ -87,6 +87,7 @@ export class GuardProcess implements Guard {
   readonly #instance: Instance;
   readonly #epoch: SharedEpoch;
   readonly #options: Required<Omit<GuardOptions, 'path'>> & { path: string };
+  readonly #startOutside: (start: () => ChildProcess) => ChildProcess;
   readonly #guarded = new Map<number, Guarded>();
   events: GuardEvents = { replaced() {}, lost() {}, failed() {} };
   #child: ChildProcess | null = null;
@@ -105,7 +106,15 @@ export class GuardProcess implements Guard {
   #lost: ReprieveError | null = null;
   #starting: Promise<void> | null = null;
 
-  constructor(hierarchy: HierarchyV1, instance: Instance, epoch: SharedEpoch, options: GuardOptions) {
+  /** @param startOutside starts a program where no watched memcg's limit reaches */
+  constructor(
+    hierarchy: HierarchyV1,
+    instance: Instance,
+    epoch: SharedEpoch,
+    options: GuardOptions,
+    startOutside: (start: () => ChildProcess) => ChildProcess,
+  ) {
+    this.#startOutside = startOutside;
     this.#hierarchy = hierarchy;
     this.#instance = instance;
     this.#epoch = epoch;
@@ -150,13 +159,15 @@ export class GuardProcess implements Guard {
     const descriptors = [channel.peer, this.#epoch.words.descriptor, directory.descriptor, base.descriptor];
     let child: ChildProcess;
     try {
-      child = spawn(path, ['watch', String(within), String(silence), killHandler ? '1' : '0', name], {
-        stdio: ['ignore', 'ignore', 'ignore', ...descriptors],
-        cwd: '/',
-        env: {},
-        // A session of its own: what the terminal sends to the handler's group is not meant for it.
-        detached: true,
-      });
+      child = this.#startOutside(() =>
+        spawn(path, ['watch', String(within), String(silence), killHandler ? '1' : '0', name], {
+          stdio: ['ignore', 'ignore', 'ignore', ...descriptors],
+          cwd: '/',
+          env: {},
+          // A session of its own: what the terminal sends to the handler's group is not meant for it.
+          detached: true,
+        }),
+      );
     } catch (error) {
       this.#closeChannel();
       throw fail((error as Error).message, error);

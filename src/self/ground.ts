@@ -16,7 +16,7 @@ import { ArenaAllocator, openArena, wholePages } from '../reserve/arena.js';
 import type { OverchargeGround } from '../reserve/overcharge.js';
 import { bytesOf, type Size } from '../units.js';
 import { harden, type Scheduling } from './hardening.js';
-import { enterOwnMemcg, type OwnMemcg, ownMemcgPath } from './own-memcg.js';
+import { checkOwnMemcg, enterOwnMemcg, type OwnMemcg } from './own-memcg.js';
 
 /** Options of `OomHandler.open()`. */
 export interface HandlerOptions {
@@ -26,8 +26,12 @@ export interface HandlerOptions {
   scheduling?: Scheduling;
   /** Lock the program text into memory; true by default. */
   lockText?: boolean;
-  /** Move this process to a memcg of its own, outside of everything watched; true by default. */
-  ownMemcg?: boolean;
+  /**
+   * How this process keeps clear of the memcgs that it watches. `true` (the default) moves it to a memcg of its own;
+   * `'step-out'` leaves it where it is, has such a memcg ready, and steps out to it while one that holds the process is
+   * full; with `false` it is never moved, and what happens to a full memcg that holds it is left to the guard.
+   */
+  ownMemcg?: boolean | 'step-out';
   /**
    * The process that acts when this one cannot: it is killed, stopped, hangs. On by default. With `false` tasks stay parked
    * for good if the handler is killed, until another one is opened, or `reprieve restore` is run.
@@ -45,8 +49,7 @@ export interface Ground {
   capabilities: Capabilities;
   /** Bytes and allocator of the software reserve. */
   reserve: { bytes: number; arena: ArenaAllocator };
-  /** Path of the handler's own memcg, undefined if it is none of this hierarchy. */
-  ownPath: () => string | undefined;
+  own: OwnMemcg;
   readFaults: (out: Float64Array) => void;
   /** What overcharge windows need; null without a v1 freezer. */
   overcharge: OverchargeGround | null;
@@ -84,6 +87,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     throw invalidOption('the `scheduling` option', "'realtime', 'nice' or 'keep'", scheduling);
   }
   const guardOptions = checkGuardOptions(options.guard ?? true);
+  const ownUse = checkOwnMemcg(options.ownMemcg ?? true);
   const stateDirectory = options.stateDirectory ?? STATE_DIRECTORY;
   if (typeof stateDirectory !== 'string' || !stateDirectory.startsWith('/') || stateDirectory.includes('\0')) {
     throw invalidOption('the `stateDirectory` option', 'an absolute path', stateDirectory);
@@ -124,10 +128,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     });
     const arena = bytes > 0 ? openArena(bytes) : null;
     undo.push(() => arena?.close());
-    const own: OwnMemcg =
-      options.ownMemcg === false
-        ? { path: ownMemcgPath(mount), whyNot: 'not asked for (ownMemcg: false)', leave() {} }
-        : enterOwnMemcg(mount, instance.ledger);
+    const own = enterOwnMemcg(mount, ownUse, guardOptions !== null, instance.ledger);
     undo.push(() => own.leave());
     const hardening = harden(scheduling, options.lockText ?? true);
     undo.push(() => hardening.undo());
@@ -135,7 +136,9 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     files = new ControlFiles(instance.ledger, epoch, points);
     const freezerMount = findV1(mounts, 'freezer');
     if (guardOptions !== null && shared !== null) {
-      const guardProcess = new GuardProcess(hierarchy, instance, shared, guardOptions);
+      const guardProcess = new GuardProcess(hierarchy, instance, shared, guardOptions, (start) =>
+        own.startOutside(start),
+      );
       try {
         await guardProcess.start();
       } catch (error) {
@@ -163,12 +166,11 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
       overcharge,
       capabilities: {
         ...probeCapabilities(),
-        ownMemcg: { path: own.path, whyNot: own.whyNot },
         scheduling: hardening.scheduling,
         lockedText: hardening.lockedText,
       },
       reserve: { bytes, arena: new ArenaAllocator(arena?.buffer ?? new ArrayBuffer(0)) },
-      ownPath: () => ownMemcgPath(mount),
+      own,
       readFaults: native().readFaults,
       guard,
       files,

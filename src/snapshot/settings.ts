@@ -1,5 +1,5 @@
 import picomatch from 'picomatch';
-import type { Memcg } from '../cgroup/cgroup.js';
+import { isAtOrBelow, type Memcg } from '../cgroup/cgroup.js';
 import { invalidOption } from '../errors.js';
 import { bytesOf, type Size } from '../units.js';
 
@@ -42,8 +42,11 @@ export interface ResolvedSettings {
  */
 export class JobRules {
   readonly #rules: Rule[];
+  readonly #home: string | undefined;
 
-  constructor(jobs: unknown) {
+  /** @param home path of the memcg that the handler lives in */
+  constructor(jobs: unknown, home?: string) {
+    this.#home = home;
     if (typeof jobs !== 'object' || jobs === null || Array.isArray(jobs)) {
       throw invalidOption('the `jobs` option', "an object such as { 'web-*': { priority: 90 } }", jobs);
     }
@@ -56,6 +59,8 @@ export class JobRules {
     const origins: string[] = [];
     if (rule !== undefined) origins.push(`api '${rule.glob}'`);
     const notes: string[] = [];
+    const isHome = memcg !== null && this.#home !== undefined && isAtOrBelow(this.#home, memcg.path);
+    if (isHome) origins.push('the handler lives in it');
     const fromAttributes = <T>(field: string, parse: (text: string) => T | undefined): T | undefined => {
       if (memcg === null) return undefined;
       for (const attribute of attributesOf(memcg, field)) {
@@ -71,7 +76,8 @@ export class JobRules {
     const settings = {
       priority: rule?.priority ?? fromAttributes('priority', parsePriorityText) ?? DEFAULT_PRIORITY,
       reservation: rule?.reservation ?? fromAttributes('reservation', parseSizeText) ?? 0,
-      protected: rule?.protected ?? fromAttributes('protected', parseFlagText) ?? false,
+      // Whole jobs die: with this one the handler would, or whoever it came with.
+      protected: isHome || (rule?.protected ?? fromAttributes('protected', parseFlagText) ?? false),
       overPriority: rule?.overPriority ?? fromAttributes('overPriority', parsePriorityText) ?? null,
     };
     return { ...settings, from: [...(origins.length > 0 ? origins : ['default']), ...notes].join(', ') };

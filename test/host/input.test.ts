@@ -52,7 +52,7 @@ describeHost('bad input and things that go away', () => {
     expect(handler.watches.map(({ scope }) => scope)).toEqual([host.scope]);
   });
 
-  test('a handler inside the scope is refused, and one that moves out is not', async () => {
+  test('a handler inside the scope is refused where it has no way out and no guard, and one that moves out is not', async () => {
     const host = newHost();
     host.make('', 256 * MiB);
     const join = `import { writeFileSync } from 'node:fs'; writeFileSync(${JSON.stringify(host.file('', 'cgroup.procs'))}, '0');`;
@@ -60,7 +60,8 @@ describeHost('bad input and things that go away', () => {
       inNode(
         `${join} ${program(`const h = await OomHandler.open(${options}); await h.watch('${host.scope}'); await h.close();`)}`,
       );
-    expect(await watch('{ ownMemcg: false }')).toMatchObject({ code: 'ERR_REPRIEVE_INSIDE_SCOPE' });
+    expect(await watch('{ ownMemcg: false, guard: false }')).toMatchObject({ code: 'ERR_REPRIEVE_INSIDE_SCOPE' });
+    expect(await watch("{ ownMemcg: 'step-out', guard: false }")).toBe(null);
     expect(await watch('{}')).toBe(null);
     expect(host.field('', 'memory.oom_control', 'oom_kill_disable')).toBe(0);
   });
@@ -322,8 +323,8 @@ describeHost('ways out', () => {
 
   test('two handlers of one process share its memcg; the last one moves it back', async () => {
     const [first, second] = [await OomHandler.open({ reserve: 0 }), await OomHandler.open({ reserve: 0 })];
-    const { path } = first.capabilities.ownMemcg;
-    expect(second.capabilities.ownMemcg.path).toBe(path);
+    const path = first.capabilities.ownMemcg?.path;
+    expect(second.capabilities.ownMemcg?.path).toBe(path);
     await first.close();
     expect(() => rmdirSync(`/sys/fs/cgroup/memory${path}`)).toThrow(/EBUSY/);
     await second.close();

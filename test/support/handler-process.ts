@@ -19,10 +19,19 @@ export interface HandlerProcess {
 /**
  * Starts one that watches, and resolves when it does. `body` runs after `handler` is open and before it watches; it may
  * set `policy` and `options` (of the watch).
+ * @param inside the memcg below the scope in which it is started
  */
-export async function startHandler(host: Host, open: object, body = '', scope = host.scope): Promise<HandlerProcess> {
+export async function startHandler(
+  host: Host,
+  open: object,
+  body = '',
+  scope = host.scope,
+  inside?: string,
+): Promise<HandlerProcess> {
   const text = `
+    import { writeFileSync } from 'node:fs';
     import { lowestPriority, OomHandler } from ${JSON.stringify(dist)};
+    ${inside === undefined ? '' : `writeFileSync(${JSON.stringify(host.file(inside, 'cgroup.procs'))}, '0');`}
     const say = (...words) => console.log(words.join(' '));
     const handler = await OomHandler.open(${JSON.stringify({ reserve: 0, ...open })});
     for (const name of ['alarm', 'warning', 'revoked']) handler.on(name, (message) => say(name, message));

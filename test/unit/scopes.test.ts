@@ -6,6 +6,7 @@ import { ReprieveError } from '../../src/errors.js';
 import { OomHandler } from '../../src/handler.js';
 import { lowestPriority, type Policy, type WatchOptions } from '../../src/index.js';
 import { registerMetrics } from '../../src/report/metrics.js';
+import { NO_OWN_MEMCG } from '../../src/self/own-memcg.js';
 import { simulatedGround } from '../../src/simulation.js';
 import { collect, disabledIn, MiB, simulateTest, turn } from '../support/simulation.js';
 
@@ -48,7 +49,10 @@ describe('a watch is refused, and arms nothing,', () => {
   test('of the memcg that the handler sits in', async () => {
     const hierarchy = new SimulatedHierarchy(new VirtualClock());
     hierarchy.make('/jobs/own');
-    await using handler = OomHandler.over({ ...simulatedGround(hierarchy), ownPath: () => '/jobs/own' });
+    await using handler = OomHandler.over({
+      ...simulatedGround(hierarchy),
+      own: { ...NO_OWN_MEMCG, path: '/jobs/own' },
+    });
     await expect(handler.watch('memcg:/jobs')).rejects.toEqual(withCode('ERR_REPRIEVE_INSIDE_SCOPE'));
   });
 
