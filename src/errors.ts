@@ -4,7 +4,8 @@ export const ERROR_CODES = {
   ERR_REPRIEVE_CLOSED: 'The handler, the watch or the native object was closed before.',
   ERR_REPRIEVE_CONDITION_CLOSED: 'The condition has ended; nothing can be done on it any more.',
   ERR_REPRIEVE_GUARD: 'The guard could not be started, does not answer, or cannot guard a memcg.',
-  ERR_REPRIEVE_INSIDE_SCOPE: 'The handler itself is inside the memcg that it should watch, and could not be moved out.',
+  ERR_REPRIEVE_INSIDE_SCOPE:
+    'The handler itself is inside the memcg that it should watch, with no way out of it, and no guard outside.',
   ERR_REPRIEVE_INVALID_ARGUMENT: 'An argument or an option has a wrong type or is out of its range.',
   ERR_REPRIEVE_INVALID_SCOPE: 'The scope is not "memcg:/path", escapes the hierarchy, or names the root memcg.',
   ERR_REPRIEVE_MAX_VICTIMS: 'The condition has cost as many jobs as `maxVictims` allows.',

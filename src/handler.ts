@@ -568,7 +568,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #noteSteppedOut(condition: OomCondition, atUs: number): void {
     const took = formatMicros(this.#outAtUs - this.#outFromUs);
     const before = atUs - this.#outFromUs;
-    const when = before > 0 ? `, begun ${formatMicros(before)} before the event as the limit was near` : '';
+    const when = before > 0 ? `, begun ${formatMicros(before)} before the event` : '';
     condition.note(`stepped out of ${this.#ground.own.path} in ${took}${when}`);
   }
 

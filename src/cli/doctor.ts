@@ -95,6 +95,14 @@ export function diagnose(found: Capabilities, handlers: HandlerStatus[]): Doctor
     'run as root, or name another one: the `stateDirectory` option',
   );
   row(
+    'memcg of its own',
+    'better',
+    found.refuge,
+    found.refuge ? 'can be made: the handler moves to it, or steps out to it' : 'cannot be made below the root',
+    'the memcg that holds the handler cannot be watched',
+    'run as root; in a container bind /sys/fs/cgroup writable',
+  );
+  row(
     'cgroup v2',
     'better',
     cgroupV2 !== null,

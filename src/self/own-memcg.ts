@@ -278,7 +278,7 @@ class RealOwnMemcg implements OwnMemcg {
   use: OwnMemcgUse;
   whyNot: string | null;
   readonly #mount: CgroupMount;
-  readonly #refuge: Refuge | null;
+  #refuge: Refuge | null;
   readonly #ledger: FileLedger;
   #entry: Entry | null;
   #path: string | undefined;
@@ -343,7 +343,8 @@ class RealOwnMemcg implements OwnMemcg {
   }
 
   stepOut(): void {
-    if (this.#out || this.use !== 'step-out') return;
+    // From outside of what the mount shows there would be no way back, nor can it be watched.
+    if (this.#out || this.use !== 'step-out' || this.#path === undefined) return;
     try {
       this.#refuge?.hold(this);
       this.#out = true;
@@ -385,7 +386,10 @@ class RealOwnMemcg implements OwnMemcg {
   }
 
   leave(): void {
-    this.#refuge?.leave(this);
+    const refuge = this.#refuge;
+    this.#refuge = null;
+    this.#out = false;
+    refuge?.leave(this);
     this.#entry?.clear();
   }
 }

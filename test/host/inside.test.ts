@@ -38,7 +38,7 @@ async function leakIn(host: Host, below: string): Promise<void> {
   await leak.gone;
 }
 
-async function room(host: Host, mib: number): Promise<void> {
+function room(host: Host, mib: number): void {
   host.make('', mib * MiB);
   for (const name of ['web', 'batch']) host.make(name);
 }
@@ -48,7 +48,7 @@ describeHost('a handler that steps out of what it watches', () => {
 
   test(`kills the right one, and is back, ${EPISODES} times of ${EPISODES}`, { timeout: 180_000 }, async () => {
     const host = newHost();
-    await room(host, 128);
+    room(host, 128);
     const web = await host.start('web', 'work --set 20MiB');
     const handler = await startHandler(host, open(host), lowest, host.scope, '');
     for (let episode = 1; episode <= EPISODES; episode++) {
@@ -97,7 +97,7 @@ describeHost('a handler that steps out of what it watches', () => {
 
   test('and stays outside when the memcg that it came from was removed', async () => {
     const host = newHost();
-    await room(host, 128);
+    room(host, 128);
     host.make('home');
     const body = `${lowest} options.respondWithin = 5_000;
       policy = async (snapshot) => { say('asked'); await new Promise((go) => process.once('SIGUSR2', go)); return lowestPriority(snapshot); };`;
@@ -120,7 +120,7 @@ describeHost('a handler that steps out of what it watches', () => {
     await expectAllBack(host, handler, `${host.directory}/state`);
   });
 
-  test('of two watches goes out for the one that holds it, and not for the other', async () => {
+  test('of two watches goes out for the one that holds it, with what it starts there, and not for the other', async () => {
     const host = newHost();
     host.make('', 192 * MiB);
     host.make('home', 128 * MiB);
@@ -128,7 +128,13 @@ describeHost('a handler that steps out of what it watches', () => {
     host.make('other', 32 * MiB);
     host.make('other/batch');
     const body = `${lowest} const { readFileSync } = await import('node:fs');
-      policy = (snapshot) => { say('at', readFileSync('/proc/self/cgroup', 'utf8').match(/memory:(.*)/)[1]); return lowestPriority(snapshot); };
+      const { spawn } = await import('node:child_process');
+      policy = (snapshot) => {
+        const [, at] = readFileSync('/proc/self/cgroup', 'utf8').match(/memory:(.*)/);
+        if (at.startsWith('/reprieve-handler')) say('child', spawn('sleep', ['60'], { stdio: 'ignore' }).pid);
+        say('at', at);
+        return lowestPriority(snapshot);
+      };
       for (const below of ['home', 'other']) await handler.watch(${JSON.stringify(host.scope)} + '/' + below, { policy, ...options });`;
     const handler = await startHandler(host, open(host), body, host.scope, 'home');
     for (const [below, place] of [
@@ -142,13 +148,17 @@ describeHost('a handler that steps out of what it watches', () => {
       expect(handler.lines.slice(before).filter((line) => line.startsWith('at'))).toEqual([`at ${place}`]);
       await host.until(() => placeOf(handler.pid) === `${host.path}/home`, 'it is back');
     }
+    const child = Number(/^child (\d+)$/m.exec(handler.lines.join('\n'))?.[1]);
+    host.onClear(() => process.kill(child, 'SIGKILL'));
+    expect([placeOf(child), placeOf(handler.guardPid)]).toEqual([`${host.path}/home`, refugeOf(handler)]);
     handler.child.kill('SIGTERM');
     await handler.gone;
+    expect(existsSync(`/sys/fs/cgroup/memory${refugeOf(handler)}`)).toBe(false);
   });
 
   test('has its guard outside, the one that replaces it as well', async () => {
     const host = newHost();
-    await room(host, 128);
+    room(host, 128);
     const handler = await startHandler(host, open(host), lowest, host.scope, '');
     process.kill(handler.guardPid, 'SIGKILL');
     await host.until(() => handler.lines.some((line) => line.startsWith('guard')), 'it is replaced');
@@ -190,19 +200,21 @@ describeHost('a handler that may not leave what it watches', () => {
 
 describeHost('a limit that is raised by the reserve', () => {
   const newHost = useHost();
-  const limit = (host: Host) => Number(host.read('', 'memory.limit_in_bytes'));
+  const both = 'memory.memsw.limit_in_bytes';
+  const limit = (host: Host, name = 'memory.limit_in_bytes') => Number(host.read('', name));
   const closing = `options.raiseLimit = true;
     process.on('SIGUSR2', () => handler.watches[0].close().then(() => say('closed')));`;
 
   for (const ownMemcg of ['step-out', false] as const) {
     test(`while a handler with ownMemcg ${ownMemcg} watches it, is put back exactly`, async () => {
       const host = newHost();
-      await room(host, 128);
+      room(host, 128);
+      host.write('', both, 160 * MiB);
       const handler = await startHandler(host, open(host, { ownMemcg, reserve: '16MiB' }), closing, host.scope, '');
-      expect(limit(host)).toBe(144 * MiB);
+      expect([limit(host), limit(host, both)]).toEqual([144 * MiB, 176 * MiB]);
       handler.child.kill('SIGUSR2');
       await host.until(() => handler.lines.includes('closed'), 'it is closed');
-      expect(limit(host)).toBe(128 * MiB);
+      expect([limit(host), limit(host, both)]).toEqual([128 * MiB, 160 * MiB]);
       handler.child.kill('SIGTERM');
       await handler.gone;
     });
@@ -210,17 +222,18 @@ describeHost('a limit that is raised by the reserve', () => {
 
   test('is put back when the handler is killed', async () => {
     const host = newHost();
-    await room(host, 128);
+    room(host, 128);
+    host.write('', both, 128 * MiB);
     const handler = await startHandler(host, open(host, { reserve: '16MiB' }), closing, host.scope, '');
     handler.child.kill('SIGKILL');
     await handler.gone;
     await expectAllBack(host, handler, `${host.directory}/state`);
-    expect(limit(host)).toBe(128 * MiB);
+    expect([limit(host), limit(host, both)]).toEqual([128 * MiB, 128 * MiB]);
   });
 
   test('and cannot be put back as more is used, is said to be, and put back once less is', async () => {
     const host = newHost();
-    await room(host, 128);
+    room(host, 128);
     const handler = await startHandler(host, open(host, { reserve: '32MiB' }), closing, host.scope, '');
     const used = () => Number(host.read('', 'memory.usage_in_bytes'));
     const hog = await host.start('batch', `hold --bytes ${132 * MiB - used()}`);

@@ -60,6 +60,7 @@ test('doctor tells every row with what its want costs and how to get it', () => 
       pidfd: false,
       mrelease: false,
       guard: { path: null, whyNot: 'gone' },
+      refuge: false,
       state: { directory: '/run/reprieve', writable: false },
       lockableBytes: 65536,
       held: [],
