@@ -24,7 +24,7 @@ import type { Report } from './report/report.js';
 import { Account, ConditionReserve, type ReserveCounters } from './reserve/account.js';
 import { wholePages } from './reserve/arena.js';
 import type { WindowCounters } from './reserve/overcharge.js';
-import { RaisedLimits } from './reserve/raised-limits.js';
+import type { Raise } from './reserve/raised-limits.js';
 import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
 import type { OwnMemcgUse } from './self/own-memcg.js';
@@ -122,7 +122,6 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   readonly #owners = new Map<OomCondition, string>();
   /** Memcgs above everything watched that were left to their owner: until when, in the clock's microseconds. */
   readonly #left = new Map<number, number>();
-  readonly #limits: RaisedLimits | null;
   readonly #forgetEnd: () => void;
   /** When the handler stepped out, and was outside; in the clock's microseconds. */
   #outFromUs = 0;
@@ -162,9 +161,6 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#ground = ground;
     this.#dry = dryHierarchy(ground.hierarchy);
     this.#account = new Account(ground.reserve.bytes);
-    const { files, hierarchy, reserve } = ground;
-    this.#limits =
-      files && new RaisedLimits(files, hierarchy.clock, reserve.bytes, (message) => this.#tell('warning', message));
     this.#scores = new ScoreRegister(ground.hierarchy);
     this.#forgetEnd = onProcessEnd(() => this.#atEnd());
     this.#tellRestored(ground.restored);
@@ -277,7 +273,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     // What is pending of memcgs made below a scope that is watched already decides what they had before.
     hierarchy.drainTree();
     const opened: Memcg[] = [];
-    const undo: (() => void)[] = [];
+    let raised: Raise | null = null;
     let forgetSignal = () => {};
     try {
       opened.push(...openAbove(hierarchy, path), hierarchy.open(path));
@@ -287,8 +283,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       }
       this.#checkInside(path, raise);
       if (raise) {
-        undo.push(() => this.#limits?.putBack(path));
-        this.#limits?.raise(memcg);
+        raised = this.#ground.limits?.raise(memcg, this.#ground.reserve.bytes) ?? null;
       }
       const watch = new Watch({
         hierarchy,
@@ -308,7 +303,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         },
         ended: (ended) => {
           forgetSignal();
-          if (raise) this.#limits?.putBack(path);
+          this.#lower(raised, path);
           this.#ended(ended);
         },
         warn: (message) => this.#tell('warning', message),
@@ -320,9 +315,17 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       forgetSignal = closeOnAbort(options.signal, watch);
       return watch;
     } catch (error) {
-      for (const step of undo) step();
+      this.#lower(raised, path);
       for (const memcg of opened) memcg.close();
       throw error;
+    }
+  }
+
+  #lower(raised: Raise | null, path: string): void {
+    try {
+      if (raised?.lower() === 'due') this.#tell('warning', `the limit of ${path} is put back once less is used`);
+    } catch (error) {
+      if (!isRevoked(error)) this.#tell('warning', `lowering the limit of ${path}: ${(error as Error).message}`);
     }
   }
 
@@ -634,7 +637,6 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#stopTick = null;
       this.#ground.guard?.process.heartbeat();
       this.#warmUps = WARM_UPS;
-      this.#ground.files?.settle();
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
       this.#publish();
       for (const watch of this.#watches) {
@@ -742,7 +744,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     }
     const closed = await Promise.allSettled([...this.#watches].map((watch) => watch.close()));
     this.#stopTick?.();
-    this.#limits?.close();
+    this.#ground.limits?.close();
     this.#forgetEnd();
     if (guard?.epoch.revoked) await guard.process.gone(); // it puts back what is written down
     this.#ground.leave();

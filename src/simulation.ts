@@ -42,6 +42,7 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     restoreStale: async () => [],
     restoreRest: async () => [],
     files: null,
+    limits: null,
     publish: null,
     restored: [],
     leave: () => {},

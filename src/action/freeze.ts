@@ -2,7 +2,6 @@
  * Freezing jobs, so that they take no memory while somebody else may: each by itself, never by a cgroup above two of them,
  * as then none could be thawed alone.
  */
-import { isAtOrBelow } from '../cgroup/cgroup.js';
 import type { Freezer, MadeGroup, Running } from '../cgroup/freezer.js';
 import { identityOf, type LiveJob, pidsOf } from '../snapshot/jobs.js';
 
@@ -68,22 +67,22 @@ export class FrozenJobs {
   #freezeJob(job: LiveJob): number {
     const loose = new Map<string, number[]>();
     const pids = pidsOf(job);
+    const held = new Set([...this.#groups.values()].flatMap((group) => this.#heldBy(group, job)));
     for (const pid of pids) {
+      if (held.has(pid)) continue;
       const path = this.#freezer.pathOf(pid);
       if (path === null) continue; // gone
       if (path === undefined)
         throw new Error(`process ${pid} of job ${job.name} is in a freezer cgroup that is not seen from here`);
       if (this.#spared.has(pid)) throw new Error(`process ${pid} of job ${job.name} is the handler's own`);
-      if (this.#holds(path)) continue;
       loose.set(path, [...(loose.get(path) ?? []), pid]);
     }
     for (const [path, inIt] of loose) this.#freezeIn(job, new Set(pids), path, inIt);
     return loose.size;
   }
 
-  #holds(path: string): boolean {
-    for (const group of this.#groups.values()) if (isAtOrBelow(path, group.path)) return true;
-    return false;
+  #heldBy(group: Group, job: LiveJob): number[] {
+    return isOf(group, job) ? this.#freezer.processes(group.path) : [];
   }
 
   #freezeIn(job: LiveJob, all: ReadonlySet<number>, path: string, pids: readonly number[]): void {

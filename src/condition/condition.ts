@@ -794,11 +794,11 @@ export class OomCondition {
 
   /** Puts a limit back that was due, now that somebody has died. */
   #settleLimit(): void {
-    const files = this.#setup.overcharge?.files;
+    const limits = this.#setup.overcharge?.limits;
     const due = this.#report.windows.find(({ limit }) => limit === 'due');
-    if (files === undefined || due === undefined) return;
-    files.settle();
-    if (files.holds('memory', this.owner)) return;
+    if (limits === undefined || due === undefined) return;
+    limits.settle();
+    if (limits.isDue(this.#setup.owner)) return;
     due.limit = 'back';
     this.#step('the limit is as it was');
   }

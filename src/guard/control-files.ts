@@ -15,8 +15,6 @@ interface Changed {
   was: string;
   wrote: string;
   entry: Entry;
-  /** To be put back as soon as the kernel takes it. */
-  due: boolean;
 }
 
 /** What became of a file: it is as it was, somebody else has changed it since and it is left so, or it is gone. */
@@ -49,7 +47,7 @@ export class ControlFiles {
       entry = this.#ledger.file({ path, inode: directory.inode }, name, was, value);
       this.#epoch.permit(); // again: we may have been stopped since
       directory.writeFile(name, value);
-      this.#changed.set(key, { hierarchy, path, directory, name, was, wrote: value, entry, due: before?.due ?? false });
+      this.#changed.set(key, { hierarchy, path, directory, name, was, wrote: value, entry });
       before?.entry.clear();
     } catch (error) {
       entry?.clear();
@@ -58,11 +56,20 @@ export class ControlFiles {
     }
   }
 
-  /**
-   * What was there first, and what was written; undefined if it is not changed.
-   */
-  changed(hierarchy: keyof Mounts, path: string, name: string): { was: string; wrote: string } | undefined {
-    return this.#changed.get(keyOf(hierarchy, path, name));
+  /** What was written; undefined if it is not changed. */
+  written(hierarchy: keyof Mounts, path: string, name: string): string | undefined {
+    return this.#changed.get(keyOf(hierarchy, path, name))?.wrote;
+  }
+
+  /** It holds what was written, or is not changed, or gone. */
+  stands(hierarchy: keyof Mounts, path: string, name: string): boolean {
+    const changed = this.#changed.get(keyOf(hierarchy, path, name));
+    try {
+      return changed === undefined || changed.directory.readFile(name).trim() === changed.wrote;
+    } catch (error) {
+      if (isGone(error)) return true;
+      throw error;
+    }
   }
 
   /** @throws ReprieveError ERR_REPRIEVE_REVOKED, or the system's error, such as EBUSY of a limit below what is used */
@@ -79,38 +86,13 @@ export class ControlFiles {
       if (ours) changed.directory.writeFile(name, changed.was);
       else if (now !== changed.was) became = 'theirs';
     } catch (error) {
-      const { code } = error as SystemError;
-      if (code !== 'ENOENT' && code !== 'ENODEV') throw error; // else the cgroup was removed
+      if (!isGone(error)) throw error;
       became = 'gone';
     }
     this.#changed.delete(key);
     changed.entry.clear();
     changed.directory.close();
     return became;
-  }
-
-  /** The same, or with one of the next calls of `settle`: a limit is refused (EBUSY) while more is used. Null then. */
-  putBackSoon(hierarchy: keyof Mounts, path: string, name: string): PutBack | null {
-    const changed = this.#changed.get(keyOf(hierarchy, path, name));
-    if (changed !== undefined) changed.due = true;
-    try {
-      return this.putBack(hierarchy, path, name);
-    } catch (error) {
-      if ((error as SystemError).code !== 'EBUSY') throw error;
-      return null;
-    }
-  }
-
-  /** Tries again what was refused. */
-  settle(): void {
-    for (const { due, hierarchy, path, name } of [...this.#changed.values()]) {
-      if (due) this.putBackSoon(hierarchy, path, name);
-    }
-  }
-
-  /** Something of a cgroup is not as it was. */
-  holds(hierarchy: keyof Mounts, path: string): boolean {
-    return [...this.#changed.values()].some((changed) => changed.hierarchy === hierarchy && changed.path === path);
   }
 
   /** Something could not be put back. */
@@ -142,6 +124,12 @@ export class ControlFiles {
     if (guarded && limits().length > 0) return;
     for (const changed of [...this.#changed.values()]) attempt(changed);
   }
+}
+
+/** The cgroup was removed. */
+function isGone(error: unknown): boolean {
+  const { code } = error as SystemError;
+  return code === 'ENOENT' || code === 'ENODEV';
 }
 
 function keyOf(hierarchy: string, path: string, name: string): string {

@@ -10,12 +10,13 @@ import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process'
 import { type Freezing, FrozenJobs } from '../action/freeze.js';
 import { closeAll, fullSlack, type Hierarchy, type Memcg, openDescendants, WINDOW_PREFIX } from '../cgroup/cgroup.js';
 import type { Freezer } from '../cgroup/freezer.js';
-import { directoryOf, finiteLimits, type LimitName, peakOf, usageOf } from '../cgroup/v1.js';
+import { directoryOf, finiteLimits, peakOf, usageOf } from '../cgroup/v1.js';
 import { isRevoked, isVanished, ReprieveError, type SystemError } from '../errors.js';
-import type { ControlFiles, PutBack } from '../guard/control-files.js';
+import type { PutBack } from '../guard/control-files.js';
 import type { Entry, FileLedger } from '../guard/ledger.js';
 import { type LiveJob, pidsIn } from '../snapshot/jobs.js';
 import { formatBytes } from '../units.js';
+import type { Raise, RaisedLimits } from './raised-limits.js';
 
 /** Longest pause between two looks at who has not stopped yet, in milliseconds. */
 const LONGEST_PAUSE_MS = 8;
@@ -31,7 +32,7 @@ export interface OverchargeGround {
   hierarchy: Hierarchy;
   /** Mount point of the memory hierarchy. */
   point: string;
-  files: ControlFiles;
+  limits: RaisedLimits;
   freezer: Freezer;
   ledger: FileLedger;
   /** Processes that may never be frozen: the handler, the guard. */
@@ -139,9 +140,9 @@ export class OverchargeWindow implements AsyncDisposable {
   readonly #ground: OverchargeGround;
   readonly #setup: OverchargeSetup;
   readonly #frozen: FrozenJobs;
-  readonly #limits: { name: LimitName; bytes: number }[];
   readonly #name = `${WINDOW_PREFIX}${process.pid}-${nextWindow++}`;
   readonly #ending = new AbortController();
+  #raised: Raise | null = null;
   #memcg: Memcg | null = null;
   #entry: Entry | null = null;
   #stopLooking: () => void = () => {};
@@ -150,7 +151,6 @@ export class OverchargeWindow implements AsyncDisposable {
   private constructor(ground: OverchargeGround, setup: OverchargeSetup) {
     this.#ground = ground;
     this.#setup = setup;
-    this.#limits = finiteLimits(setup.owner);
     this.#frozen = new FrozenJobs(ground.freezer, setup.jobs, ground.spared());
   }
 
@@ -186,8 +186,8 @@ export class OverchargeWindow implements AsyncDisposable {
   }
 
   #mustHaveRoom(): void {
-    const { above, bytes } = this.#setup;
-    if (this.#limits.length === 0) throw new Error('it has no limit that could be raised');
+    const { owner, above, bytes } = this.#setup;
+    if (finiteLimits(owner).length === 0) throw new Error('it has no limit that could be raised');
     for (const memcg of above) {
       const room = memcg.limit() - memcg.usage();
       if (room >= bytes) continue;
@@ -216,7 +216,8 @@ export class OverchargeWindow implements AsyncDisposable {
           `${who.length > 0 ? who.join(', ') : 'new processes kept coming'} after ${stopWithin} ms; it would take what is not its own`,
         );
       }
-      await this.#pause(pause);
+      // What forks is not given the time to.
+      await this.#pause(found > 0 ? 0 : pause);
       if (this.open && !signal.aborted) continue;
       throw new ReprieveError(
         'ERR_REPRIEVE_RESERVE_CLOSED',
@@ -233,9 +234,8 @@ export class OverchargeWindow implements AsyncDisposable {
 
   #raise(): void {
     const { owner, bytes } = this.#setup;
-    const { files, ledger } = this.#ground;
-    // That of memory and swap first: the one of memory may not be above it (EINVAL).
-    for (const { name, bytes: limit } of this.#limits) files.change('memory', owner.path, name, String(limit + bytes));
+    const { limits, ledger } = this.#ground;
+    this.#raised = limits.raise(owner, bytes);
     const directory = directoryOf(owner);
     directory.makeDirectory(this.#name);
     this.#memcg = owner.child(this.#name);
@@ -286,13 +286,14 @@ export class OverchargeWindow implements AsyncDisposable {
 
   /** The limit that the jobs have. */
   get limitBefore(): number {
-    return this.#limits.find(({ name }) => name === 'memory.limit_in_bytes')?.bytes ?? Number.POSITIVE_INFINITY;
+    return this.#raised?.before.find(({ name }) => name === 'memory.limit_in_bytes')?.bytes ?? Number.POSITIVE_INFINITY;
   }
 
   /** What the memcg itself tells is no evidence while its jobs are frozen: whether they use all that they may. */
   get isFull(): boolean {
     const { owner } = this.#setup;
-    return this.#limits.some(({ name, bytes }) => usageOf(owner, name) - this.charged + fullSlack(bytes) >= bytes);
+    const limits = this.#raised?.before ?? [];
+    return limits.some(({ name, bytes }) => usageOf(owner, name) - this.charged + fullSlack(bytes) >= bytes);
   }
 
   /** Lets a victim go: frozen it would not die. */
@@ -386,37 +387,21 @@ export class OverchargeWindow implements AsyncDisposable {
     this.#entry?.clear();
   }
 
-  /** The last raised first. */
   async #lower(): Promise<void> {
-    const { owner, record } = this.#setup;
-    for (const { name } of [...this.#limits].reverse()) {
-      if (this.#ground.files.changed('memory', owner.path, name) === undefined) continue;
-      const became = await this.#putBack(name);
-      if (record.limit === null || became !== 'back') record.limit = became;
-    }
-  }
-
-  async #putBack(name: LimitName): Promise<PutBack | 'due'> {
-    const { files, hierarchy } = this.#ground;
-    const { owner } = this.#setup;
+    const { hierarchy } = this.#ground;
+    const raise = this.#raised;
+    if (raise === null) return;
     const end = hierarchy.clock.nowUs() + DRAIN_MS * 1000;
-    for (;;) {
-      const became = files.putBackSoon('memory', owner.path, name);
-      if (became !== null) return became;
-      if (hierarchy.clock.nowUs() > end) break;
+    while (raise.lower() === 'due') {
+      if (hierarchy.clock.nowUs() > end) {
+        // The full memcg holds a little more than its jobs do, such as what the kernel keeps of the dead. Nothing of that
+        // is to become the jobs'.
+        raise.tighten();
+        break;
+      }
       await this.#pause(2);
     }
-    // The full memcg holds a little more than its jobs do, such as what the kernel keeps of the dead. Until somebody has
-    // died for that the limit stands as low as the kernel takes it, so that nothing of it becomes the jobs'.
-    for (let attempt = 0; attempt < 5; attempt++) {
-      try {
-        files.change('memory', owner.path, name, String(usageOf(owner, name)));
-        break;
-      } catch (error) {
-        if ((error as SystemError).code !== 'EBUSY') throw error;
-      }
-    }
-    return files.putBackSoon('memory', owner.path, name) ?? 'due';
+    this.#setup.record.limit = raise.state === 'raised' ? null : raise.state;
   }
 
   async #release(): Promise<void> {

@@ -14,6 +14,7 @@ import { type HandlerStatus, publishStatus } from '../guard/status.js';
 import { native } from '../native.js';
 import { ArenaAllocator, openArena, wholePages } from '../reserve/arena.js';
 import type { OverchargeGround } from '../reserve/overcharge.js';
+import { RaisedLimits } from '../reserve/raised-limits.js';
 import { bytesOf, type Size } from '../units.js';
 import { harden, type Scheduling } from './hardening.js';
 import { checkOwnMemcg, enterOwnMemcg, type OwnMemcg } from './own-memcg.js';
@@ -57,6 +58,7 @@ export interface Ground {
   guard: { process: GuardProcess; epoch: SharedEpoch } | null;
   /** Control files that are changed for a while; null in the simulation. */
   files: ControlFiles | null;
+  limits: RaisedLimits | null;
   /** Says how this handler is doing to whoever looks; null in the simulation. */
   publish: ((status: HandlerStatus) => void) | null;
   /** Puts back what handlers left that are gone; a line for each thing that was done. */
@@ -134,6 +136,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     undo.push(() => hardening.undo());
     const hierarchy = new HierarchyV1(mount.point, instance.ledger, epoch);
     files = new ControlFiles(instance.ledger, epoch, points);
+    const limits = new RaisedLimits(files, hierarchy.clock);
     const freezerMount = findV1(mounts, 'freezer');
     if (guardOptions !== null && shared !== null) {
       const guardProcess = new GuardProcess(hierarchy, instance, shared, guardOptions, (start) =>
@@ -154,7 +157,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
         : {
             hierarchy,
             point: mount.point,
-            files,
+            limits,
             freezer: new Freezer(freezerMount, files, instance.ledger, epoch),
             ledger: instance.ledger,
             spared: () => new Set([process.pid, guard?.process.pid ?? process.pid]),
@@ -174,6 +177,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
       readFaults: native().readFaults,
       guard,
       files,
+      limits,
       publish: (status) => publishStatus(instance.path, status),
       // Without waiting for guards: what they still hold is claimed.
       restoreStale: () => {

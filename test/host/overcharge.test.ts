@@ -41,9 +41,9 @@ function freezerPathOf(pid: number): string | undefined {
   return /:freezer:(.*)$/m.exec(readFileSync(`/proc/${pid}/cgroup`, 'utf8'))?.[1];
 }
 
-/** Freezer cgroups that a handler made. */
-function madeGroups(): string[] {
-  return readdirSync(FREEZER).filter((name) => name.startsWith('reprieve-frozen-'));
+/** Freezer cgroups that a handler of that process made. */
+function madeGroups(pid = process.pid): string[] {
+  return readdirSync(FREEZER).filter((name) => name.startsWith(`reprieve-frozen-${pid}-`));
 }
 
 /** Anonymous memory and page cache of the memcg's jobs, in bytes. */
@@ -438,7 +438,7 @@ describeHost('the overcharge window', () => {
         () => !readdirSync(host.file('', '')).some((name) => name.startsWith('reprieve')),
         'the memcg of the window is gone',
       );
-      await host.until(() => madeGroups().length === 0, 'freezer cgroups that were made are gone');
+      await host.until(() => madeGroups(handler.pid).length === 0, 'freezer cgroups that were made are gone');
       expect(freezerPathOf(service.pid)).toBe(`/${host.name}-own`);
       expect(home).toBe('/');
       await host.until(
