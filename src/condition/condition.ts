@@ -20,18 +20,12 @@ import {
 import { compareJobs, explain } from '../policy/lowest-priority.js';
 import type { Outcome, Report } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
-import {
-  newWindowRecord,
-  type OverchargeGround,
-  OverchargeWindow,
-  sayClosed,
-  sayOpened,
-  type WindowRecord,
-} from '../reserve/overcharge.js';
-import { type Jobs, type LiveJob, pidsOf } from '../snapshot/jobs.js';
+import type { OverchargeGround } from '../reserve/overcharge.js';
+import { type Jobs, pidsOf } from '../snapshot/jobs.js';
 import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
 import type { LadderOptions } from './options.js';
 import { type KillResult, Victims } from './victims.js';
+import { ConditionWindows } from './windows.js';
 
 /** `under_oom` falls for a moment whenever waiters are woken: it must stay down this long to count as cleared. */
 const SETTLE_US = 10_000;
@@ -103,6 +97,7 @@ export class OomCondition {
   #abort: AbortController | null = null;
   readonly #closed: { promise: Promise<Report>; resolve: (report: Report) => void };
   readonly #victims: Victims;
+  readonly #windows: ConditionWindows;
   readonly #timers = new Map<string, () => void>();
   readonly #faultsAtEvent = new Float64Array(2);
   #state: State = 'waiting';
@@ -118,13 +113,6 @@ export class OomCondition {
   /** What is to be put into words when there is time for it. */
   readonly #words: (() => void)[] = [];
   #delivered = false;
-  /** Asked for and not closed yet: while it is open the memcg's state is no evidence. */
-  #window: {
-    unwanted: AbortController;
-    opened: Promise<OverchargeWindow | null>;
-    open: OverchargeWindow | null;
-  } | null = null;
-  #windowClosedUs = Number.NEGATIVE_INFINITY;
   /** Processes by job, as they were when the kernel got the memcg. */
   #beforeKernel: Map<string, number[]> | null = null;
 
@@ -149,6 +137,15 @@ export class OomCondition {
       () => this.open && this.#check(),
       (text, at) => this.#step(text, at),
     );
+    this.#windows = new ConditionWindows({
+      ...setup,
+      sinceUs: () => this.#sinceUs(),
+      step: (text, at) => this.open && this.#step(text, at),
+    });
+    setup.reserve.openWindow = (bytes, stopWithin, closed) => {
+      const mayAct = this.#state === 'deciding' || this.#state === 'waiting';
+      return this.#windows.open(bytes, stopWithin, mayAct ? null : 'an action is under way', closed);
+    };
     this.#report = {
       version: 1,
       id: this.id,
@@ -167,9 +164,8 @@ export class OomCondition {
       steps: [],
       pokes: 0,
       reserve: setup.reserve.counters(),
-      windows: [],
+      windows: this.#windows.records,
     };
-    setup.reserve.openWindow = (bytes, stopWithin, closed) => this.#overcharge(bytes, stopWithin, closed);
   }
 
   /** Path of the memcg that is out of memory. */
@@ -296,7 +292,7 @@ export class OomCondition {
     this.#report.openedAt = new Date(Date.now() - (hierarchy.clock.nowUs() - this.#openedUs) / 1000).toISOString();
     const left = options.handleWithin - this.#sinceUs() / 1000;
     this.#after('handle', Math.max(0, left), () => {
-      if (this.#window !== null || this.#setup.owner.oomState().underOom)
+      if (this.#windows.any || this.#setup.owner.oomState().underOom)
         this.#handOver(`the ${options.handleWithin} ms of handleWithin are over`);
       else this.#cleared();
     });
@@ -384,7 +380,7 @@ export class OomCondition {
 
   #takeSnapshot(): Snapshot {
     const { owner, jobs, armed } = this.#setup;
-    const limit = this.#window?.open?.limitBefore ?? owner.limit();
+    const limit = this.#windows.limitBefore ?? owner.limit();
     const sampled =
       jobs.length === 1 && jobs[0]
         ? jobs[0].sample(this.#victims.killed)
@@ -412,12 +408,10 @@ export class OomCondition {
 
   /** False while memory comes back by itself, or with a job that is dying: then nobody is to be asked. */
   #isNeeded(): boolean {
-    const { owner, deathsNearby, hierarchy } = this.#setup;
-    const window = this.#window?.open;
-    if (window) return window.isFull && !deathsNearby();
-    // Those that were thawed just now have not all tried again.
-    const thawed = this.#windowClosedUs > hierarchy.clock.nowUs() - SETTLE_US;
-    return (owner.oomState().underOom || thawed) && owner.isFull() && !deathsNearby();
+    const { owner, deathsNearby } = this.#setup;
+    const full =
+      this.#windows.isFull ?? ((owner.oomState().underOom || this.#windows.closedWithin(SETTLE_US)) && owner.isFull());
+    return full && !deathsNearby();
   }
 
   #waitForMemory(): void {
@@ -595,7 +589,7 @@ export class OomCondition {
     }
     const rung = this.#rungName;
     const record = this.#victims.kill(job, diesWith(sampled), rung, settled);
-    this.#thawVictim(job);
+    this.#windows.thaw(job);
     if (this.#report.timings.killedUs === null && record.pids.length > 0) {
       this.#setup.readFaults(faultsAtKill);
       const [minor = 0, major = 0] = faultsAtKill.map((faults, index) => faults - (this.#faultsAtEvent[index] ?? 0));
@@ -606,7 +600,7 @@ export class OomCondition {
     hierarchy.guard.killed(owner, job);
     this.#after('clear', options.clearWithin, () => {
       const stuck = this.#victims.dying.join(', ');
-      if (this.#window === null && !this.#setup.owner.oomState().underOom) return this.#cleared();
+      if (!this.#windows.any && !this.#setup.owner.oomState().underOom) return this.#cleared();
       this.#step(`${stuck ? `${stuck} is not all dead` : 'not cleared'} after ${options.clearWithin} ms (clearWithin)`);
       this.#victims.settle();
       this.#nextRung();
@@ -661,7 +655,7 @@ export class OomCondition {
       // What forks while it is killed is gone on with at once, but others have a turn between.
       if (this.#victims.check()) this.#after('rounds', 0, () => this.#check());
       if (this.#victims.lastDeathUs !== null) this.#report.timings.deadUs = this.#victims.lastDeathUs - this.#openedUs;
-      this.#settleLimit();
+      this.#windows.settleLimit();
       this.#checkState();
     } catch (error) {
       this.#failed(error);
@@ -670,7 +664,7 @@ export class OomCondition {
 
   #checkState(): void {
     if (!this.open) return;
-    if (this.#window !== null) return this.#checkWindow();
+    if (this.#windows.any) return this.#checkWindow();
     const { owner, hierarchy } = this.#setup;
     const now = hierarchy.clock.nowUs();
     if (!owner.oomState().underOom) {
@@ -735,95 +729,25 @@ export class OomCondition {
 
   // --- The overcharge window ---
 
-  async #overcharge(bytes: number, stopWithin: number, closed: () => void): Promise<OverchargeWindow> {
-    const { jobs, owner, above, overcharge } = this.#setup;
-    const record = newWindowRecord(bytes, this.#sinceUs());
-    this.#report.windows.push(record);
-    const refuse = (why: string) => {
-      record.refused = why;
-      this.#step(`no overcharge window: ${why}`);
-      return new ReprieveError(
-        'ERR_REPRIEVE_WINDOW_REFUSED',
-        `No overcharge window was opened in ${this.owner}: ${why}`,
-      );
-    };
-    if (overcharge === null) throw refuse('there is no v1 freezer here, or the memcg is not watched itself');
-    if (this.#window !== null) throw refuse('there is one already');
-    if (this.#state !== 'deciding' && this.#state !== 'waiting') throw refuse('an action is under way');
-    const unwanted = new AbortController();
-    const opening = OverchargeWindow.open(overcharge, {
-      owner,
-      above,
-      jobs: () => jobs.flatMap((group) => group.live()),
-      bytes,
-      stopWithin,
-      signal: unwanted.signal,
-      record,
-      sinceUs: () => this.#sinceUs(),
-      closed: () => {
-        closed();
-        this.#windowClosed(record);
-      },
-    });
-    const window = { unwanted, opened: opening.catch(() => null), open: null as OverchargeWindow | null };
-    this.#window = window;
-    try {
-      window.open = await opening;
-    } catch (error) {
-      this.#window = null;
-      this.#step(`no overcharge window: ${record.refused}`);
-      throw error;
-    }
-    if (this.open) this.#step(sayOpened(record), record.openedUs ?? 0);
-    return window.open;
-  }
-
-  #windowClosed(record: WindowRecord): void {
-    this.#window = null;
-    this.#windowClosedUs = this.#setup.hierarchy.clock.nowUs();
-    this.#quietSinceUs = null;
-    if (record.openedUs !== null && this.open) this.#step(sayClosed(record));
-  }
-
-  /** Its victim is dead, and so the limit fits again. */
+  /** When its victim is dead the limit fits again. */
   #checkWindow(): void {
-    this.#window?.open?.check();
+    this.#quietSinceUs = null;
+    this.#windows.check();
     if (this.#state === 'acting' && !this.dying) this.#withoutWindow(() => {});
     this.#look();
   }
 
-  /** Puts a limit back that was due, now that somebody has died. */
-  #settleLimit(): void {
-    const limits = this.#setup.overcharge?.limits;
-    const due = this.#report.windows.find(({ limit }) => limit === 'due');
-    if (limits === undefined || due === undefined) return;
-    limits.settle();
-    if (limits.isDue(this.#setup.owner)) return;
-    due.limit = 'back';
-    this.#step('the limit is as it was');
-  }
-
-  /** Frozen it would not die. A window that is still being opened is not any more. */
-  #thawVictim(job: LiveJob): void {
-    this.#window?.unwanted.abort();
-    this.#window?.open?.thaw(job);
-  }
-
-  /** First closes the window: with frozen jobs and a raised limit the memcg does not show who waits. */
+  /** First closes a window: while there is one the memcg does not show who waits. */
   #withoutWindow(run: () => void): void {
-    const window = this.#window;
-    if (window === null) return run();
-    window.unwanted.abort();
-    void window.opened
-      .then((opened) => opened?.close())
-      .then(() => {
-        if (!this.open) return;
-        try {
-          run();
-        } catch (error) {
-          this.#failed(error);
-        }
-      });
+    if (!this.#windows.any) return run();
+    void this.#windows.close().then(() => {
+      if (!this.open) return;
+      try {
+        run();
+      } catch (error) {
+        this.#failed(error);
+      }
+    });
   }
 
   // --- The last rung ---
@@ -835,7 +759,7 @@ export class OomCondition {
     this.#nextQuestion();
     this.#victims.settle();
     this.#rung = this.#rungs.length - 1;
-    if (this.#window !== null) {
+    if (this.#windows.any) {
       this.#enter('waiting');
       return this.#withoutWindow(() => this.#handOver(why));
     }

@@ -1,0 +1,145 @@
+import type { Hierarchy, Memcg } from '../cgroup/cgroup.js';
+import { ReprieveError } from '../errors.js';
+import {
+  newWindowRecord,
+  type OverchargeGround,
+  OverchargeWindow,
+  sayClosed,
+  sayOpened,
+  type WindowRecord,
+} from '../reserve/overcharge.js';
+import type { Jobs, LiveJob } from '../snapshot/jobs.js';
+
+/** What the overcharge windows of a condition need of it. */
+interface WindowsSetup {
+  hierarchy: Hierarchy;
+  owner: Memcg;
+  above: readonly Memcg[];
+  jobs: readonly Jobs[];
+  /** Null where no window can be opened. */
+  overcharge: OverchargeGround | null;
+  sinceUs: () => number;
+  step: (text: string, atUs?: number) => void;
+}
+
+/** The one that is being opened, open, or being closed. */
+interface Current {
+  unwanted: AbortController;
+  opened: Promise<OverchargeWindow | null>;
+  open: OverchargeWindow | null;
+}
+
+/** The overcharge windows of a condition, one after the other. */
+export class ConditionWindows {
+  readonly #setup: WindowsSetup;
+  readonly records: WindowRecord[] = [];
+  #current: Current | null = null;
+  #closedUs = Number.NEGATIVE_INFINITY;
+
+  constructor(setup: WindowsSetup) {
+    this.#setup = setup;
+  }
+
+  /** There is one: with frozen jobs and a raised limit the memcg does not show who waits. */
+  get any(): boolean {
+    return this.#current !== null;
+  }
+
+  /** Whether the jobs use all that they may; null if no window is open, and the memcg tells. */
+  get isFull(): boolean | null {
+    return this.#current?.open?.isFull ?? null;
+  }
+
+  /** The limit that the jobs have; null if no window is open. */
+  get limitBefore(): number | null {
+    return this.#current?.open?.limitBefore ?? null;
+  }
+
+  /** Jobs were thawed less than `us` ago, and have not all tried again. */
+  closedWithin(us: number): boolean {
+    return this.#closedUs > this.#setup.hierarchy.clock.nowUs() - us;
+  }
+
+  /**
+   * @param whyNot why none may be opened now
+   * @param closed called once when what was charged for it is free again
+   * @throws ReprieveError as `Reserve.overcharge`
+   */
+  async open(bytes: number, stopWithin: number, whyNot: string | null, closed: () => void): Promise<OverchargeWindow> {
+    const { jobs, owner, above, overcharge, sinceUs, step } = this.#setup;
+    const record = newWindowRecord(bytes, sinceUs());
+    this.records.push(record);
+    const refuse = (why: string) => {
+      record.refused = why;
+      if (overcharge !== null) overcharge.counters.refused++;
+      step(`no overcharge window: ${why}`);
+      return new ReprieveError(
+        'ERR_REPRIEVE_WINDOW_REFUSED',
+        `No overcharge window was opened in ${owner.path}: ${why}`,
+      );
+    };
+    if (overcharge === null) throw refuse('there is no v1 freezer here, or the memcg is not watched itself');
+    if (this.#current !== null) throw refuse('there is one already');
+    if (whyNot !== null) throw refuse(whyNot);
+    const unwanted = new AbortController();
+    const opening = OverchargeWindow.open(overcharge, {
+      owner,
+      above,
+      jobs: () => jobs.flatMap((group) => group.live()),
+      bytes,
+      stopWithin,
+      signal: unwanted.signal,
+      record,
+      sinceUs,
+      closed: () => {
+        closed();
+        this.#closed(record);
+      },
+    });
+    const current: Current = { unwanted, opened: opening.catch(() => null), open: null };
+    this.#current = current;
+    try {
+      current.open = await opening;
+    } catch (error) {
+      this.#current = null;
+      step(`no overcharge window: ${record.refused}`);
+      throw error;
+    }
+    step(sayOpened(record), record.openedUs ?? 0);
+    return current.open;
+  }
+
+  #closed(record: WindowRecord): void {
+    this.#current = null;
+    this.#closedUs = this.#setup.hierarchy.clock.nowUs();
+    if (record.openedUs !== null) this.#setup.step(sayClosed(record));
+  }
+
+  /** Looks whether something in it waits for more than there is. */
+  check(): void {
+    this.#current?.open?.check();
+  }
+
+  /** A victim goes alone: frozen it would not die. A window that is still being opened is not any more. */
+  thaw(victim: LiveJob): void {
+    this.#current?.unwanted.abort();
+    this.#current?.open?.thaw(victim);
+  }
+
+  async close(): Promise<void> {
+    this.#current?.unwanted.abort();
+    const opened = await this.#current?.opened;
+    await opened?.close();
+  }
+
+  /** Puts a limit back that was due, now that somebody has died. */
+  settleLimit(): void {
+    const { overcharge, owner, step } = this.#setup;
+    const due = this.records.find(({ limit }) => limit === 'due');
+    if (overcharge === null || due === undefined) return;
+    overcharge.limits.settle();
+    if (overcharge.limits.isDue(owner)) return;
+    due.limit = 'back';
+    step('the limit is as it was');
+  }
+}
