@@ -323,7 +323,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   #lower(raised: Raise | null, path: string): void {
     try {
-      if (raised?.lower() === 'due') this.#tell('warning', `the limit of ${path} is put back once less is used`);
+      if (raised !== null && this.#ground.limits?.lower(raised) === 'due')
+        this.#tell('warning', `the limit of ${path} is put back once less is used`);
     } catch (error) {
       if (!isRevoked(error)) this.#tell('warning', `lowering the limit of ${path}: ${(error as Error).message}`);
     }

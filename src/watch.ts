@@ -25,6 +25,9 @@ const QUIET_LOOKS = 5;
 /** The same at the end of the process, which is not held up for longer. */
 const EXIT_MS = 200;
 
+/** Jobs that a window kept frozen have tried again after so long, and wait if they have to. */
+const AFTER_WINDOW_MS = 20;
+
 /** How a watch ended, or that it has not. */
 export type WatchState = 'watching' | 'closed' | 'vanished' | 'revoked';
 
@@ -503,8 +506,17 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   /** Ends the watch: open conditions end as 'released', the kernel's killer and every `oom_score_adj` are put back. */
   async close(): Promise<void> {
+    if ([...this.#conditions].some(({ hasWindow }) => hasWindow)) await this.#endWindows();
     this.#finish('closed');
     await this.#closing;
+  }
+
+  /** Only when their jobs run again it shows who waits, and the kernel is to find everybody in order. */
+  async #endWindows(): Promise<void> {
+    await Promise.all([...this.#conditions].map((condition) => condition.endWindow()));
+    await new Promise<void>((resolve) => {
+      this.#setup.hierarchy.clock.after(AFTER_WINDOW_MS, resolve);
+    });
   }
 
   /** The guard has taken over, and puts everything back. */

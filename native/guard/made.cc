@@ -22,6 +22,13 @@ struct Move {
   int listed;
 };
 
+/** Leaves first: of what was made in it, each round removes what has nothing below it any more. */
+bool removeLeaf(void* /*context*/, int directory, const char* name) {
+  const Fd parent(openat(directory, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (parent) unlinkat(parent.get(), name, AT_REMOVEDIR);
+  return true;
+}
+
 bool moveOut(void* context, pid_t pid) {
   auto& move = *static_cast<Move*>(context);
   Line text;
@@ -85,10 +92,12 @@ bool Restorer::undoMade(const FileRecord& record) {
   const bool window = partOf(record) == State::kWindows;
   const uint64_t until = std::max(deadline_, window ? clockUs() + kLongestDeath : 0);
   do {
-    // A process forks while the list is read; so until nobody is listed.
-    for (int round = 0; round < 10 && !options_.dryRun; round++) {
+    // A process forks while the list is read; so until nobody is listed. Nobody of ours can be in one that the handler
+    // was only about to make.
+    for (int round = 0; round < 10 && !options_.dryRun && record.inode != 0; round++) {
       if (empty(record, directory.get()) == 0) break;
     }
+    if (window && !options_.dryRun) forEachDescendant(directory.get(), removeLeaf, nullptr);
     number = options_.dryRun || unlinkat(parent.get(), leaf, AT_REMOVEDIR) == 0 ? 0 : errno;
     if (number == 0 || isGone(number)) {
       counts_.restored++;
@@ -103,6 +112,10 @@ bool Restorer::undoMade(const FileRecord& record) {
     }
     if (clockUs() < until) sleepUs(kStepUs / 10);
   } while (clockUs() < until);
+  if (record.inode == 0 && number == EBUSY) {
+    skip(record, "another cgroup has that name");
+    return true;
+  }
   return later(record, "cannot be removed: ", number);
 }
 

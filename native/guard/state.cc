@@ -112,7 +112,9 @@ State::Found State::openGroup(const FileRecord& record, Fd& out, int& number) co
     return isGone(number) || number == ENOTDIR ? Found::kGone : Found::kFailed;
   }
   number = 0;
-  return status.st_ino == record.inode ? Found::kHere : Found::kAnother;
+  // One that was about to be made has no inode yet.
+  const bool unknown = record.kind == Kind::kMade && record.inode == 0;
+  return unknown || status.st_ino == record.inode ? Found::kHere : Found::kAnother;
 }
 
 bool State::ownerAlive() const { return pid_ > 0 && isAlive(pid_, started_); }

@@ -894,6 +894,9 @@ TEST_CASE_FIXTURE(NoLeaks, "what runs in a window dies before limits are put bac
   Scene scene;
   Memcg full;
   Memcg window(&full);
+  const std::string inner = window.directory().path() + "/made";
+  REQUIRE(mkdir(inner.c_str(), 0755) == 0);
+  REQUIRE(mkdir((inner + "/there").c_str(), 0755) == 0);
   Child child(window.inside([] { leak(16 * kMiB); }));
   CHECK(waitFor([&] { return std::stoull(window.read("memory.usage_in_bytes")) >= 16 * kMiB; }));
   const std::string was = std::to_string(8 * kMiB);
@@ -914,6 +917,32 @@ TEST_CASE_FIXTURE(NoLeaks, "what runs in a window dies before limits are put bac
   CHECK(child.reap() == SIGKILL);
   CHECK(full.read("memory.limit_in_bytes") == was + '\n');
   CHECK(access(window.directory().path().c_str(), F_OK) != 0);
+  CHECK(scene.state().empty());
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "a cgroup that was about to be made is removed, unless somebody is in it") {
+  NEEDS_FREEZER();
+  Scene scene;
+  const Freezer home;
+  const std::string name = home.name + "/reprieve-frozen-1-1";
+  const std::string path = std::string(kFreezer) + name;
+  scene.file("made freezer 0 " + home.name + " - " + name);
+  SUBCASE("it was not made") { CHECK(scene.restore() == State::Counts{0, 1, 0, 0}); }
+  SUBCASE("it was made") {
+    REQUIRE(mkdir(path.c_str(), 0755) == 0);
+    CHECK(scene.restore() == State::Counts{1, 0, 0, 0});
+  }
+  SUBCASE("it is another's") {
+    REQUIRE(mkdir(path.c_str(), 0755) == 0);
+    Child child(sleepForever);
+    std::ofstream(path + "/cgroup.procs") << child.pid();
+    CHECK(scene.restore() == State::Counts{0, 1, 0, 0});
+    CHECK(readText(path + "/cgroup.procs") == std::to_string(child.pid()) + '\n');
+    kill(child.pid(), SIGKILL);
+    CHECK(child.reap() == SIGKILL);
+    CHECK(waitFor([&] { return rmdir(path.c_str()) == 0; }));
+  }
+  CHECK(access(path.c_str(), F_OK) != 0);
   CHECK(scene.state().empty());
 }
 

@@ -34,6 +34,8 @@ export class FrozenJobs {
   readonly #groups = new Map<string, Group>();
   /** Thawed for good: killed, and dying. */
   readonly #thawed = new Set<string>();
+  /** Processes whose first thread has ended: the others were moved, and it stays behind. */
+  readonly #headless = new Set<number>();
   readonly #leaving: MadeGroup[] = [];
 
   /**
@@ -69,7 +71,7 @@ export class FrozenJobs {
     const pids = pidsOf(job);
     const held = new Set([...this.#groups.values()].flatMap((group) => this.#heldBy(group, job)));
     for (const pid of pids) {
-      if (held.has(pid)) continue;
+      if (held.has(pid) || this.#headless.has(pid)) continue;
       const path = this.#freezer.pathOf(pid);
       if (path === null) continue; // gone
       if (path === undefined)
@@ -87,7 +89,7 @@ export class FrozenJobs {
 
   #freezeIn(job: LiveJob, all: ReadonlySet<number>, path: string, pids: readonly number[]): void {
     const add = (group: Omit<Group, 'job'>) => this.#groups.set(group.path, { ...group, job });
-    if (this.#freezer.isFrozen(path)) return void add({ path, how: 'before', made: null });
+    if (this.#freezer.state(path) !== 'THAWED') return void add({ path, how: 'before', made: null });
     if (path !== '/' && this.#freezer.processes(path).every((pid) => all.has(pid))) {
       this.#freezer.freeze(path);
       return void add({ path, how: 'own', made: null });
@@ -99,7 +101,10 @@ export class FrozenJobs {
       // First, so that whoever comes in stops, and what it forks as well.
       this.#freezer.freeze(made.path);
     }
-    for (const pid of pids) this.#freezer.move(pid, made.path);
+    for (const pid of pids) {
+      this.#freezer.move(pid, made.path);
+      if (this.#freezer.isHeadless(pid)) this.#headless.add(pid);
+    }
   }
 
   /** Threads that may still take memory; empty once all have stopped, or wait for memory and will stop when they are woken. */
@@ -111,6 +116,14 @@ export class FrozenJobs {
         running.push({ job: job.name, ...thread });
     }
     return running;
+  }
+
+  /** The name of a job that somebody else has thawed meanwhile; null as a rule. */
+  thawedByOthers(): string | null {
+    for (const { path, job } of this.#groups.values()) {
+      if (this.#freezer.state(path) === 'THAWED' && this.#freezer.processes(path).length > 0) return job.name;
+    }
+    return null;
   }
 
   /** Thaws one job alone: one that was killed dies only then. */
@@ -140,11 +153,14 @@ export class FrozenJobs {
       }
     };
     for (const group of this.#groups.values()) attempt(() => this.#thawGroup(group));
-    for (const made of this.#leaving.splice(0)) {
+    const left = this.#leaving.splice(0).filter((made) => {
+      let done = false;
       attempt(() => {
-        if (!this.#freezer.unmake(made)) this.#leaving.push(made);
+        done = this.#freezer.unmake(made);
       });
-    }
+      return !done;
+    });
+    this.#leaving.push(...left);
     if (failure !== undefined) throw failure;
     return this.#leaving.length === 0;
   }

@@ -11,6 +11,23 @@ const PROCS = 'cgroup.procs';
 
 /** Where a thread is in the kernel when it takes nothing more: frozen, waiting for memory, stopped, or traced. */
 const STANDING = ['__refrigerator', 'mem_cgroup_oom_synchronize', 'do_signal_stop', 'ptrace_stop'];
+/**
+ * Since Linux 6.1 who sleeps here is frozen where he is (TASK_FREEZABLE, kernel/freezer.c), and not moved to the refrigerator.
+ * He sleeps interruptibly else (S), so that D says that he is frozen. And a parent whose vfork(2) has not come back goes to
+ * the refrigerator when it has.
+ */
+const FROZEN_IN_PLACE = [
+  'futex_wait_queue',
+  'futex_do_wait',
+  'hrtimer_nanosleep',
+  'do_nanosleep',
+  'do_sigtimedwait',
+  'sigtimedwait',
+  'poll_schedule_timeout',
+  'unix_stream_data_wait',
+  'unix_stream_read_generic',
+  'kernel_clone',
+];
 
 /** A thread that still runs. */
 export interface Running {
@@ -86,13 +103,13 @@ export class Freezer {
     return `${this.#mount.point}${path === '/' ? '' : path}`;
   }
 
-  /** All of its processes have stopped, whoever froze it or one above it. */
-  isFrozen(path: string): boolean {
-    if (path === '/') return false; // the root has no such file
+  /** THAWED, FREEZING until all of its processes have stopped, or FROZEN, whoever froze it or one above it. */
+  state(path: string): string {
+    if (path === '/') return 'THAWED'; // the root has no such file
     try {
-      return readFileSync(`${this.#point(path)}/${STATE}`, 'utf8').trim() === 'FROZEN';
+      return readFileSync(`${this.#point(path)}/${STATE}`, 'utf8').trim();
     } catch (error) {
-      if ((error as SystemError).code === 'ENOENT') return false;
+      if ((error as SystemError).code === 'ENOENT') return 'THAWED'; // it was removed
       throw error;
     }
   }
@@ -100,12 +117,13 @@ export class Freezer {
   /** Threads of a freezing cgroup that may still take memory; none once it is FROZEN. At most `most`. */
   running(path: string, most: number): Running[] {
     const running: Running[] = [];
-    if (this.isFrozen(path)) return running;
+    if (this.state(path) === 'FROZEN') return running;
     for (const tid of this.#list(path, 'tasks')) {
       if (running.length >= most) break;
       try {
         const where = readFileSync(`/proc/${tid}/wchan`, 'utf8');
-        if (STANDING.some((function_) => where.includes(function_))) continue;
+        if (STANDING.some((name) => where.startsWith(name))) continue;
+        if (FROZEN_IN_PLACE.some((name) => where.startsWith(name)) && isUninterruptible(tid)) continue;
         const name = readFileSync(`/proc/${tid}/comm`, 'utf8').trim();
         running.push({ tid, name, where: where === '0' ? '' : where });
       } catch {
@@ -129,20 +147,20 @@ export class Freezer {
   make(home: string, name: string): MadeGroup {
     const path = home === '/' ? `/${name}` : `${home}/${name}`;
     this.#epoch.permit();
+    // Its inode is known only once it is there.
+    let entry = this.#ledger.made({ path, inode: 0 }, home, 'freezer');
     const above = this.#open(home);
     try {
       above.makeDirectory(name);
       const made = above.openBeneath(name);
-      try {
-        this.#made.set(path, this.#ledger.made({ path, inode: made.inode }, home, 'freezer'));
-      } catch (error) {
-        above.removeDirectory(name);
-        throw error;
-      } finally {
-        made.close();
-      }
+      const { inode } = made;
+      made.close();
+      const known = this.#ledger.made({ path, inode }, home, 'freezer');
+      entry.clear();
+      entry = known;
     } finally {
       above.close();
+      this.#made.set(path, entry);
     }
     return { path, home };
   }
@@ -183,6 +201,18 @@ export class Freezer {
     return true;
   }
 
+  /**
+   * True for a process whose first thread has ended while others go on: it stays where it was when they are moved
+   * (proc_pid_stat(5): state Z, with more than one in /proc/PID/task).
+   */
+  isHeadless(pid: number): boolean {
+    try {
+      return readdirSync(`/proc/${pid}/task`).length > 1 && stateOf(pid) === 'Z';
+    } catch {
+      return false; // it is gone
+    }
+  }
+
   #isThere(path: string): boolean {
     try {
       this.#open(path).close();
@@ -195,4 +225,14 @@ export class Freezer {
   #open(path: string): Directory {
     return new (native().Directory)(this.#point(path));
   }
+}
+
+function isUninterruptible(tid: number): boolean {
+  return stateOf(tid) === 'D';
+}
+
+/** Field 3 of proc_pid_stat(5). */
+function stateOf(tid: number): string {
+  const stat = readFileSync(`/proc/${tid}/stat`, 'utf8');
+  return stat.charAt(stat.lastIndexOf(')') + 2);
 }

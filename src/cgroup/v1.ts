@@ -463,6 +463,22 @@ function readAmount(memcg: Memcg, name: string): number {
   }
 }
 
+/** Removes a memcg below another one, with all below it; false while a process is in one of them. */
+export function removeBelow(parent: Memcg, memcg: Memcg): boolean {
+  const below = openDescendants(memcg);
+  closeAll(below);
+  for (const { path } of [memcg, ...below].reverse()) {
+    try {
+      directoryOf(parent).removeDirectory(path.slice(parent.path.length + 1));
+    } catch (error) {
+      const { code } = error as SystemError;
+      if (code === 'EBUSY') return false;
+      if (code !== 'ENOENT') throw fromMemcg(error, `removing memcg ${path}`);
+    }
+  }
+  return true;
+}
+
 /** The descriptor that a memcg is held by. */
 export function directoryOf(memcg: Memcg): Directory {
   return (memcg as MemcgV1).directory;

@@ -142,9 +142,9 @@ export class OomCondition {
       sinceUs: () => this.#sinceUs(),
       step: (text, at) => this.open && this.#step(text, at),
     });
-    setup.reserve.openWindow = (bytes, stopWithin, closed) => {
+    setup.reserve.openWindow = (bytes, stopWithin, freed) => {
       const mayAct = this.#state === 'deciding' || this.#state === 'waiting';
-      return this.#windows.open(bytes, stopWithin, mayAct ? null : 'an action is under way', closed);
+      return this.#windows.open(bytes, stopWithin, mayAct ? null : 'an action is under way', freed);
     };
     this.#report = {
       version: 1,
@@ -307,6 +307,15 @@ export class OomCondition {
   /** Something that belongs to it, and happened before it was opened. */
   note(text: string): void {
     if (this.open) this.#step(text, 0);
+  }
+
+  get hasWindow(): boolean {
+    return this.#windows.any;
+  }
+
+  /** Closes the overcharge window, and opens none any more. */
+  endWindow(): Promise<void> {
+    return this.#windows.end();
   }
 
   /** The watch has ended: so does the condition, as it is; the end of the watch wakes the waiters. */

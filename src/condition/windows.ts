@@ -34,6 +34,7 @@ export class ConditionWindows {
   readonly #setup: WindowsSetup;
   readonly records: WindowRecord[] = [];
   #current: Current | null = null;
+  #ended = false;
   #closedUs = Number.NEGATIVE_INFINITY;
 
   constructor(setup: WindowsSetup) {
@@ -62,14 +63,20 @@ export class ConditionWindows {
 
   /**
    * @param whyNot why none may be opened now
-   * @param closed called once when what was charged for it is free again
+   * @param freed called with every part of `bytes` that is free again, also if it fails
    * @throws ReprieveError as `Reserve.overcharge`
    */
-  async open(bytes: number, stopWithin: number, whyNot: string | null, closed: () => void): Promise<OverchargeWindow> {
+  async open(
+    bytes: number,
+    stopWithin: number,
+    whyNot: string | null,
+    freed: (bytes: number) => void,
+  ): Promise<OverchargeWindow> {
     const { jobs, owner, above, overcharge, sinceUs, step } = this.#setup;
     const record = newWindowRecord(bytes, sinceUs());
     this.records.push(record);
     const refuse = (why: string) => {
+      freed(bytes);
       record.refused = why;
       if (overcharge !== null) overcharge.counters.refused++;
       step(`no overcharge window: ${why}`);
@@ -80,6 +87,7 @@ export class ConditionWindows {
     };
     if (overcharge === null) throw refuse('there is no v1 freezer here, or the memcg is not watched itself');
     if (this.#current !== null) throw refuse('there is one already');
+    if (this.#ended) throw refuse('the watch is being closed');
     if (whyNot !== null) throw refuse(whyNot);
     const unwanted = new AbortController();
     const opening = OverchargeWindow.open(overcharge, {
@@ -91,10 +99,8 @@ export class ConditionWindows {
       signal: unwanted.signal,
       record,
       sinceUs,
-      closed: () => {
-        closed();
-        this.#closed(record);
-      },
+      freed,
+      closed: () => this.#closed(record),
     });
     const current: Current = { unwanted, opened: opening.catch(() => null), open: null };
     this.#current = current;
@@ -126,6 +132,12 @@ export class ConditionWindows {
     this.#current?.open?.thaw(victim);
   }
 
+  /** Closes it, and opens none any more. */
+  async end(): Promise<void> {
+    this.#ended = true;
+    await this.close();
+  }
+
   async close(): Promise<void> {
     this.#current?.unwanted.abort();
     const opened = await this.#current?.opened;
@@ -138,7 +150,7 @@ export class ConditionWindows {
     const due = this.records.find(({ limit }) => limit === 'due');
     if (overcharge === null || due === undefined) return;
     overcharge.limits.settle();
-    if (overcharge.limits.isDue(owner)) return;
+    if (overcharge.limits.due(owner) > 0) return;
     due.limit = 'back';
     step('the limit is as it was');
   }

@@ -33,7 +33,7 @@ export function registerMetrics(handler: OomHandler, registry: Registry): void {
   }
   new Gauge({
     name: 'reprieve_overcharge_windows',
-    help: 'Overcharge windows so far, by what became of them',
+    help: 'Overcharge windows so far; those that were exhausted had been opened',
     labelNames: ['result'],
     registers: [registry],
     collect() {

@@ -48,8 +48,12 @@ export interface OverchargeOptions {
   stopWithin?: number;
 }
 
-/** Opens a window for a condition; `closed` is to be called once when it is closed again. */
-export type OpenWindow = (bytes: number, stopWithin: number, closed: () => void) => Promise<OverchargeWindow>;
+/** Opens a window for a condition; `freed` is called with every part of `bytes` that is free again, also if it fails. */
+export type OpenWindow = (
+  bytes: number,
+  stopWithin: number,
+  freed: (bytes: number) => void,
+) => Promise<OverchargeWindow>;
 
 /** A counter with a limit below another one, like the kernel's page_counter: a charge counts at every level or at none. */
 export class Account implements ReserveCounters {
@@ -204,17 +208,7 @@ export class ConditionReserve implements Reserve {
     const bytes = wholePages(this.#check(size));
     if (this.#openWindow === null) throw new Error('a reserve of no condition');
     if (!this.#account.tryCharge(bytes)) throw this.#exhausted(bytes, this.#account.available);
-    let charged = true;
-    const uncharge = () => {
-      if (charged) this.#account.uncharge(bytes);
-      charged = false;
-    };
-    try {
-      return await this.#openWindow(bytes, stopWithin, uncharge);
-    } catch (error) {
-      uncharge();
-      throw error;
-    }
+    return this.#openWindow(bytes, stopWithin, (freed) => this.#account.uncharge(freed));
   }
 
   tryCharge(size: Size): Lease | null {

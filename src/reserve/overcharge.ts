@@ -8,9 +8,17 @@
  */
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { type Freezing, FrozenJobs } from '../action/freeze.js';
-import { closeAll, fullSlack, type Hierarchy, type Memcg, openDescendants, WINDOW_PREFIX } from '../cgroup/cgroup.js';
+import {
+  closeAll,
+  fullSlack,
+  type Hierarchy,
+  isAtOrBelow,
+  type Memcg,
+  openDescendants,
+  WINDOW_PREFIX,
+} from '../cgroup/cgroup.js';
 import type { Freezer } from '../cgroup/freezer.js';
-import { directoryOf, finiteLimits, peakOf, usageOf } from '../cgroup/v1.js';
+import { directoryOf, finiteLimits, peakOf, removeBelow, usageOf } from '../cgroup/v1.js';
 import { isRevoked, isVanished, ReprieveError, type SystemError } from '../errors.js';
 import type { PutBack } from '../guard/control-files.js';
 import type { Entry, FileLedger } from '../guard/ledger.js';
@@ -24,8 +32,12 @@ const LONGEST_PAUSE_MS = 8;
 const LONGEST_DEATH_MS = 1_000;
 /** The kernel gives back some of what a dead process held only a moment later. In milliseconds. */
 const DRAIN_MS = 20;
-/** Looks for who joined from outside, or waits in vain, are this far apart, in milliseconds. */
+/** Looks for who joined from outside, or waits in vain, are this far apart, in milliseconds, */
 const LOOK_MS = 10;
+/** and so many times as long as one takes. */
+const LOOK_SHARE = 20;
+/** Written down for a cgroup that is about to be made. */
+const NOT_YET = 0;
 
 /** What windows need of this machine. */
 export interface OverchargeGround {
@@ -66,6 +78,8 @@ export interface OverchargeSetup {
   /** Kept up to date as the window goes on. */
   record: WindowRecord;
   sinceUs: () => number;
+  /** Told of every part of `bytes` that is not charged any more, also if no window is opened. */
+  freed: (bytes: number) => void;
   closed: () => void;
 }
 
@@ -173,10 +187,10 @@ export class OverchargeWindow implements AsyncDisposable {
       window.#look();
       return window;
     } catch (error) {
-      ground.counters.refused++;
       record.refused = (error as Error).message;
       await window?.close();
       if (error instanceof ReprieveError && error.code !== 'ERR_REPRIEVE_SYSTEM') throw error;
+      ground.counters.refused++;
       throw new ReprieveError(
         'ERR_REPRIEVE_WINDOW_REFUSED',
         `No overcharge window was opened in ${owner.path}: ${record.refused}`,
@@ -188,13 +202,25 @@ export class OverchargeWindow implements AsyncDisposable {
   #mustHaveRoom(): void {
     const { owner, above, bytes } = this.#setup;
     if (finiteLimits(owner).length === 0) throw new Error('it has no limit that could be raised');
+    const others = [...this.#ground.windows].filter((window) => window !== this);
+    for (const { path } of others) {
+      // What one has frozen the other would thaw.
+      if (isAtOrBelow(owner.path, path) || isAtOrBelow(path, owner.path)) throw new Error(`there is one in ${path}`);
+    }
     for (const memcg of above) {
-      const room = memcg.limit() - memcg.usage();
+      const promised = others.filter(({ path }) => isAtOrBelow(path, memcg.path));
+      const room =
+        memcg.limit() - memcg.usage() - promised.reduce((sum, { bytes, charged }) => sum + bytes - charged, 0);
       if (room >= bytes) continue;
       throw new Error(
         `${memcg.path} above it has room for ${formatBytes(Math.max(0, room))} only, ${formatBytes(bytes)} were asked for`,
       );
     }
+  }
+
+  /** Of the memcg that is full. */
+  get path(): string {
+    return this.#setup.owner.path;
   }
 
   /** Until every thread stands, however they fork. */
@@ -233,13 +259,22 @@ export class OverchargeWindow implements AsyncDisposable {
   }
 
   #raise(): void {
-    const { owner, bytes } = this.#setup;
+    const { owner, bytes, freed } = this.#setup;
     const { limits, ledger } = this.#ground;
-    this.#raised = limits.raise(owner, bytes);
-    const directory = directoryOf(owner);
-    directory.makeDirectory(this.#name);
+    this.#raised = limits.raise(owner, bytes, freed);
+    const path = `${owner.path}/${this.#name}`;
+    // Its inode is known only once it is there.
+    this.#entry = ledger.window({ path, inode: NOT_YET });
+    try {
+      directoryOf(owner).makeDirectory(this.#name);
+    } catch (error) {
+      if ((error as SystemError).code !== 'ENOMEM') throw error;
+      throw new Error(`${formatBytes(bytes)} are too few for the memcg that it runs in`, { cause: error });
+    }
     this.#memcg = owner.child(this.#name);
-    this.#entry = ledger.window(this.#memcg);
+    const entry = ledger.window(this.#memcg);
+    this.#entry.clear();
+    this.#entry = entry;
   }
 
   /** Bytes that the limit is raised by. */
@@ -252,9 +287,11 @@ export class OverchargeWindow implements AsyncDisposable {
     return this.open && this.#memcg !== null ? this.#memcg.usage() : 0;
   }
 
-  /** What can still be charged. */
+  /** What can still be charged in it, as far as the memcg's limit goes. */
   get available(): number {
-    return this.open ? Math.max(0, this.bytes - this.charged) : 0;
+    if (!this.open) return 0;
+    const { owner } = this.#setup;
+    return Math.max(0, Math.min(this.bytes - this.charged, owner.limit() - owner.usage()));
   }
 
   get open(): boolean {
@@ -277,9 +314,15 @@ export class OverchargeWindow implements AsyncDisposable {
   /**
    * Starts a program that is charged to the window (child_process.spawn(), through /bin/sh, which joins before it
    * executes the program). It is killed when the window closes.
-   * @throws ReprieveError ERR_REPRIEVE_RESERVE_CLOSED
+   * @throws ReprieveError ERR_REPRIEVE_RESERVE_CLOSED, ERR_REPRIEVE_INVALID_ARGUMENT for `uid` and `gid`
    */
   spawn(file: string, args: readonly string[] = [], options: SpawnOptions = {}): ChildProcess {
+    if (options.uid !== undefined || options.gid !== undefined) {
+      throw new ReprieveError(
+        'ERR_REPRIEVE_INVALID_ARGUMENT',
+        'Expected no `uid` or `gid`: only root may join the window; change to them in the program (setpriv(1))',
+      );
+    }
     if (!this.open) throw new ReprieveError('ERR_REPRIEVE_RESERVE_CLOSED', 'The overcharge window was closed');
     return spawn('/bin/sh', ['-c', 'echo 0 >"$0/cgroup.procs" && exec "$@"', this.directory, file, ...args], options);
   }
@@ -301,24 +344,44 @@ export class OverchargeWindow implements AsyncDisposable {
     this.#frozen.thaw(job);
   }
 
-  #look(): void {
-    this.#stopLooking = this.#ground.hierarchy.clock.after(LOOK_MS, () => {
+  /** Now and then: a look reads a line for each process of the jobs, so many of them are looked at more seldom. */
+  #look(pauseMs = LOOK_MS): void {
+    const { clock } = this.#ground.hierarchy;
+    this.#stopLooking = clock.after(pauseMs, () => {
+      const beganUs = clock.nowUs();
       try {
+        this.#keepStill();
         this.check();
       } catch (error) {
         if (isRevoked(error)) return; // the guard closes it
-        void this.close();
+        void this.close(
+          new ReprieveError(
+            'ERR_REPRIEVE_RESERVE_CLOSED',
+            `The overcharge window was closed, as its jobs could not be kept still: ${(error as Error).message}`,
+            error,
+          ),
+        );
       }
-      if (this.open) this.#look();
+      if (this.open) this.#look(Math.max(LOOK_MS, ((clock.nowUs() - beganUs) / 1000) * LOOK_SHARE));
     });
   }
 
-  /** Looks whether something in it waits for more than there is, and stops who joined a job from outside. */
+  /** Who joined a job from outside is stopped; one that somebody has thawed is not ours to stop again. */
+  #keepStill(): void {
+    this.#frozen.freeze();
+    const thawed = this.#frozen.thawedByOthers();
+    if (thawed !== null) throw new Error(`somebody has thawed ${thawed}`);
+  }
+
+  /** Looks whether something in it waits for more than there is. */
   check(): void {
     if (!this.open || this.#memcg === null) return;
     const { hierarchy } = this.#ground;
     const { record, bytes } = this.#setup;
-    if (hierarchy.listWaiters(this.#memcg, 1).length === 0) return void this.#frozen.freeze();
+    const all = [this.#memcg, ...openDescendants(this.#memcg)];
+    const waits = all.some((memcg) => hierarchy.listWaiters(memcg, 1).length > 0);
+    closeAll(all.slice(1));
+    if (!waits) return;
     record.exhausted = true;
     this.#ground.counters.exhausted++;
     void this.close(
@@ -340,7 +403,7 @@ export class OverchargeWindow implements AsyncDisposable {
     this.#stopLooking();
     this.#ending.abort(reason);
     // One step that fails must not keep the others from being gone.
-    for (const step of [() => this.#empty(), () => this.#lower(), () => this.#release()]) {
+    for (const step of [() => this.#empty(), () => this.#lower(), () => this.#release(), () => this.#remove()]) {
       try {
         await step();
       } catch (error) {
@@ -371,43 +434,52 @@ export class OverchargeWindow implements AsyncDisposable {
       this.#setup.record.maxCharged = peakOf(memcg);
     } finally {
       killing.close();
-      memcg.close();
-      this.#memcg = null;
     }
+  }
+
+  /** What is still above the old limit stays charged to the reserve until it is back. */
+  async #lower(): Promise<void> {
+    const { hierarchy, limits } = this.#ground;
+    const { owner, record, bytes, freed } = this.#setup;
+    if (this.#raised === null) return freed(bytes);
+    const end = hierarchy.clock.nowUs() + DRAIN_MS * 1000;
     for (;;) {
-      try {
-        directoryOf(this.#setup.owner).removeDirectory(this.#name);
-        break;
-      } catch (error) {
-        // A process that is gone may be in it for a moment.
-        if ((error as SystemError).code !== 'EBUSY' || hierarchy.clock.nowUs() > end) throw error;
-        await this.#pause(1);
+      record.limit = limits.lower(this.#raised);
+      if (record.limit !== 'due') return;
+      // The full memcg holds a little more than its jobs do, such as what the kernel keeps of the dead. Nothing of that is
+      // to become the jobs'.
+      limits.tighten(owner);
+      if (hierarchy.clock.nowUs() > end) return;
+      await this.#pause(2);
+    }
+  }
+
+  /** With what was made in it. A process that is gone may be in it for a moment (EBUSY). */
+  async #remove(): Promise<void> {
+    const memcg = this.#memcg;
+    this.#memcg = null;
+    if (memcg !== null) {
+      const { clock } = this.#ground.hierarchy;
+      const end = clock.nowUs() + LONGEST_DEATH_MS * 1000;
+      while (!removeBelow(this.#setup.owner, memcg)) {
+        if (clock.nowUs() > end) throw new Error(`${memcg.path} cannot be removed: it is in use`);
+        await this.#pause(2);
       }
+      memcg.close();
     }
     this.#entry?.clear();
   }
 
-  async #lower(): Promise<void> {
-    const { hierarchy } = this.#ground;
-    const raise = this.#raised;
-    if (raise === null) return;
-    const end = hierarchy.clock.nowUs() + DRAIN_MS * 1000;
-    while (raise.lower() === 'due') {
-      if (hierarchy.clock.nowUs() > end) {
-        // The full memcg holds a little more than its jobs do, such as what the kernel keeps of the dead. Nothing of that
-        // is to become the jobs'.
-        raise.tighten();
-        break;
-      }
-      await this.#pause(2);
-    }
-    this.#setup.record.limit = raise.state === 'raised' ? null : raise.state;
-  }
-
   async #release(): Promise<void> {
-    const end = this.#ground.hierarchy.clock.nowUs() + LONGEST_DEATH_MS * 1000;
-    while (!this.#frozen.release()) {
-      if (this.#ground.hierarchy.clock.nowUs() > end) throw new Error('a freezer cgroup that was made is still in use');
+    const { clock } = this.#ground.hierarchy;
+    const end = clock.nowUs() + LONGEST_DEATH_MS * 1000;
+    for (;;) {
+      try {
+        if (this.#frozen.release()) return;
+        if (clock.nowUs() > end) throw new Error('a freezer cgroup that was made is still in use');
+      } catch (error) {
+        if (isRevoked(error) || clock.nowUs() > end) throw error;
+      }
       await this.#pause(2);
     }
   }

@@ -6,46 +6,33 @@ import type { ControlFiles, PutBack } from '../guard/control-files.js';
 
 /** A limit below what is used is tried again after this time, in milliseconds, if nobody asks before. */
 const AGAIN_MS = 1_000;
+/** What is used is charged by the kernel between reading it and making it the limit: so often it is read anew. */
+const TRIES = 5;
 
-/** Limits of one memcg, as they were before the first raise. */
+interface Limit {
+  name: LimitName;
+  bytes: number;
+}
+
+/** One memcg whose limits are raised. */
 interface Raised {
   memcg: Memcg;
-  limits: readonly { name: LimitName; bytes: number }[];
-  /** By how much each raise that still stands. */
+  /** As they were before the first raise, in the order in which they are raised. */
+  limits: readonly Limit[];
   raises: Set<Raise>;
-  due: boolean;
 }
 
 /** A limit that was raised; several of one memcg add up. */
-export class Raise {
-  /** What the limits were without this one, in the order in which they are raised. */
-  readonly before: readonly { name: LimitName; bytes: number }[];
-  readonly bytes: number;
-  readonly #lower: (raise: Raise) => PutBack | 'due';
-  readonly #tighten: () => void;
-  /** What became of it. */
-  state: PutBack | 'due' | 'raised' = 'raised';
-
-  constructor(before: Raise['before'], bytes: number, lower: (raise: Raise) => PutBack | 'due', tighten: () => void) {
-    this.before = before;
-    this.bytes = bytes;
-    this.#lower = lower;
-    this.#tighten = tighten;
-  }
-
-  /**
-   * Puts it back. 'due' if the kernel refuses that (EBUSY), as more is used: then it is put back as soon as that is over.
-   * @throws ReprieveError ERR_REPRIEVE_REVOKED, or the system's error
-   */
-  lower(): PutBack | 'due' {
-    this.state = this.#lower(this);
-    return this.state;
-  }
-
-  /** One that is due: sets the limit as low as the kernel takes it, so that nobody gets what comes back of it. */
-  tighten(): void {
-    this.#tighten();
-  }
+export interface Raise {
+  /** By how much it is raised still. */
+  bytes: number;
+  /** It is to be put back, and the kernel refuses that as long as more is used. */
+  due: boolean;
+  /** The limits without what is due or raised by this one. */
+  readonly before: readonly Limit[];
+  readonly memcg: Memcg;
+  /** Told how many bytes it is raised less. */
+  readonly freed: (bytes: number) => void;
 }
 
 /** Limits of memcgs that are raised for a while, each written down first. */
@@ -60,75 +47,94 @@ export class RaisedLimits {
     this.#clock = clock;
   }
 
-  /** @throws ReprieveError ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED, ERR_REPRIEVE_PERMISSION; nothing is raised then */
-  raise(memcg: Memcg, bytes: number): Raise {
-    let raised = this.#raised.get(memcg.inode);
-    // Nothing of it stands any more but what was not put back yet: that is still the limit that it goes back to.
-    raised ??= { memcg, limits: finiteLimits(memcg), raises: new Set(), due: false };
-    const found = raised;
-    found.memcg = memcg; // another handle, if the one before was closed
-    const extra = sum(found);
-    const before = found.limits.map(({ name, bytes: limit }) => ({ name, bytes: limit + extra }));
-    const raise = new Raise(
-      before,
-      bytes,
-      (one) => this.#lower(found, one),
-      () => this.#tighten(found),
-    );
-    this.#raised.set(memcg.inode, found);
-    found.raises.add(raise);
+  /**
+   * @param freed called with every part of `bytes` that the limit is not raised by any more
+   * @throws ReprieveError ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED, ERR_REPRIEVE_PERMISSION; nothing is raised then
+   */
+  raise(memcg: Memcg, bytes: number, freed: (bytes: number) => void = () => {}): Raise {
+    const raised = this.#raised.get(memcg.inode) ?? { memcg, limits: finiteLimits(memcg), raises: new Set() };
+    raised.memcg = memcg; // the handle before may have been closed
+    const standing = sum(raised.raises, false);
+    const before = raised.limits.map(({ name, bytes: limit }) => ({ name, bytes: limit + standing }));
+    const raise: Raise = { bytes, due: false, before, memcg, freed };
+    this.#raised.set(memcg.inode, raised);
+    raised.raises.add(raise);
     try {
       // That of memory and swap first: the one of memory may not be above it (EINVAL).
-      for (const { name, bytes: limit } of before) this.#change(found, name, limit + bytes);
+      for (const limit of raised.limits) this.#set(raised, limit, sum(raised.raises));
     } catch (error) {
-      this.#lower(found, raise);
+      this.lower(raise);
       throw fromSystem(error, `raising the limit of memcg ${memcg.path}`);
     }
     return raise;
   }
 
-  #change({ memcg }: Raised, name: LimitName, bytes: number): void {
-    this.#files.change('memory', memcg.path, name, String(bytes));
+  #set({ memcg }: Raised, { name, bytes }: Limit, extra: number): void {
+    this.#files.change('memory', memcg.path, name, String(bytes + extra));
   }
 
-  #lower(raised: Raised, raise: Raise): PutBack | 'due' {
-    raised.raises.delete(raise);
-    return this.#apply(raised);
+  /**
+   * Puts it back. 'due' if the kernel refuses that (EBUSY), as more is used: then `settle` does, or a timer.
+   * @throws ReprieveError ERR_REPRIEVE_REVOKED, or the system's error
+   */
+  lower(raise: Raise): PutBack | 'due' {
+    const raised = this.#raised.get(raise.memcg.inode);
+    if (raised === undefined) return 'back';
+    raise.due = true;
+    return this.#lowerAll(raised);
   }
 
-  /** Sets the limits to what they are to be now. */
-  #apply(raised: Raised): PutBack | 'due' {
-    const { memcg, limits } = raised;
-    const extra = sum(raised);
-    let became: PutBack | 'due' = 'back';
-    for (const { name, bytes } of [...limits].reverse()) {
-      try {
-        if (!this.#files.stands('memory', memcg.path, name)) became = 'theirs';
-        if (extra === 0) became = worse(became, this.#files.putBack('memory', memcg.path, name));
-        else if (became !== 'theirs') this.#change(raised, name, bytes + extra);
-      } catch (error) {
-        // EINVAL: that of memory and swap may not be the lower one, so it waits for the other.
-        if (!isNotNow(error)) throw error;
-        became = 'due';
+  /** All of a memcg that are due, or none. */
+  #lowerAll(raised: Raised): PutBack | 'due' {
+    const { memcg, limits, raises } = raised;
+    const extra = sum(raises, false);
+    let became: PutBack = 'back';
+    try {
+      for (const limit of limits.toReversed()) {
+        const found = this.#files.stands('memory', memcg.path, limit.name) ? 'back' : 'theirs';
+        if (extra > 0 && found === 'back') this.#set(raised, limit, extra);
+        const now = extra > 0 ? found : this.#files.putBack('memory', memcg.path, limit.name);
+        if (now !== 'back') became = now;
       }
+    } catch (error) {
+      if (!isNotNow(error)) throw error;
+      this.#again();
+      return 'due';
     }
-    raised.due = became === 'due';
-    if (raised.due) this.#again();
-    else if (raised.raises.size === 0) this.#raised.delete(memcg.inode);
+    for (const raise of raises) if (raise.due) this.#shrink(raised, raise, 0);
+    if (raises.size === 0) this.#raised.delete(memcg.inode);
     return became;
   }
 
-  #tighten(raised: Raised): void {
-    const { memcg, limits } = raised;
-    for (const { name, bytes } of [...limits].reverse()) {
-      for (let attempt = 0; attempt < 5; attempt++) {
-        try {
-          const least = Math.max(bytes + sum(raised), usageOf(memcg, name));
-          if (least < Number(this.#files.written('memory', memcg.path, name) ?? 0)) this.#change(raised, name, least);
-          break;
-        } catch (error) {
-          if (!isNotNow(error)) throw error; // it has grown since it was read, by what the kernel charges
+  #shrink({ raises }: Raised, raise: Raise, bytes: number): void {
+    const freed = raise.bytes - bytes;
+    raise.bytes = bytes;
+    if (bytes === 0) raises.delete(raise);
+    if (freed > 0) raise.freed(freed);
+  }
+
+  /** Sets limits that are due as low as the kernel takes them, so that what comes back of them is nobody's. */
+  tighten(memcg: Memcg): void {
+    const raised = this.#raised.get(memcg.inode);
+    if (raised === undefined) return;
+    const { limits, raises } = raised;
+    for (let attempt = 0; attempt < TRIES; attempt++) {
+      try {
+        const used = Math.max(...limits.map(({ name, bytes }) => usageOf(memcg, name) - bytes));
+        const extra = Math.max(sum(raises, false), used);
+        if (extra >= sum(raises)) return;
+        for (const limit of limits.toReversed()) {
+          if (this.#files.stands('memory', memcg.path, limit.name)) this.#set(raised, limit, extra);
         }
+        let surplus = sum(raises) - extra;
+        for (const raise of [...raises].filter(({ due }) => due)) {
+          const less = Math.min(surplus, raise.bytes);
+          surplus -= less;
+          this.#shrink(raised, raise, raise.bytes - less);
+        }
+        return;
+      } catch (error) {
+        if (!isNotNow(error)) throw error;
       }
     }
   }
@@ -140,21 +146,22 @@ export class RaisedLimits {
     });
   }
 
-  /** Tries again what is due. */
+  /** Tries again what is due, each by itself. Never throws: what does not work now is tried again. */
   settle(): void {
     for (const raised of [...this.#raised.values()]) {
-      if (!raised.due) continue;
+      if (sum(raised.raises, true) === 0) continue;
       try {
-        this.#apply(raised);
+        if (this.#lowerAll(raised) === 'due') this.tighten(raised.memcg);
       } catch (error) {
-        if (!isRevoked(error) && !isVanished(error)) throw error; // the guard does it, or there is nothing to be done
+        if (isRevoked(error)) return; // the guard does it
+        if (!isVanished(error)) this.#again();
       }
     }
   }
 
-  /** Whether a limit of that memcg is still to be put back. */
-  isDue(memcg: Memcg): boolean {
-    return this.#raised.get(memcg.inode)?.due === true;
+  /** By how much the limit of a memcg is above what it is to be, as more is used. */
+  due(memcg: Memcg): number {
+    return sum(this.#raised.get(memcg.inode)?.raises ?? [], true);
   }
 
   /** What is left is for whoever closes the files. */
@@ -164,17 +171,15 @@ export class RaisedLimits {
   }
 }
 
-function sum({ raises }: Raised): number {
+/** Of all, or of those that are due, or not. */
+function sum(raises: Iterable<Raise>, due?: boolean): number {
   let bytes = 0;
-  for (const raise of raises) bytes += raise.bytes;
+  for (const raise of raises) if (due === undefined || raise.due === due) bytes += raise.bytes;
   return bytes;
 }
 
+/** EINVAL: the limit of memory and swap may not be the lower one, so it waits for the other. */
 function isNotNow(error: unknown): boolean {
   const { code } = error as SystemError;
   return code === 'EBUSY' || code === 'EINVAL';
-}
-
-function worse(before: PutBack | 'due', now: PutBack): PutBack | 'due' {
-  return before === 'back' ? now : before;
 }

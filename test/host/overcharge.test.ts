@@ -1,3 +1,4 @@
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -55,8 +56,8 @@ function held(host: Host, jobs: readonly string[]): number {
 }
 
 /** A program in the window that touches so much, and then waits. */
-async function touch(window: OverchargeWindow, bytes: number) {
-  const child = window.spawn(workloadPath(), ['hold', '--bytes', String(bytes)], {
+async function touch(window: OverchargeWindow, bytes: number, join = window.directory) {
+  const child = window.spawn(workloadPath(), ['hold', '--bytes', String(bytes), '--join', join], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const gone = once(child, 'exit');
@@ -121,6 +122,19 @@ describeHost('the overcharge window', () => {
       await host.start('a', 'read --bytes 24MiB');
       await host.start('b', 'leak --chunk 256KiB --every 1ms');
       return ['a', 'b'];
+    },
+    'a program of many threads, some of which sleep': async (host) => {
+      const text = 'console.log(); const kept = []; setInterval(() => kept.push(Buffer.alloc(1 << 18, 1)), 1)';
+      const child = spawn(process.execPath, ['--input-type=module', '-e', text], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
+      host.onClear(async () => {
+        const gone = once(child, 'exit');
+        if (child.exitCode === null && child.signalCode === null && child.kill('SIGKILL')) await gone;
+      });
+      await once(child.stdout, 'data');
+      host.write('a', 'cgroup.procs', child.pid as number);
+      return ['a'];
     },
     'jobs of their own freezer cgroup': async (host) => {
       for (const name of ['a', 'b']) {
@@ -220,8 +234,10 @@ describeHost('the overcharge window', () => {
     await expect(reserve.overcharge('1MiB')).rejects.toMatchObject({ code: 'ERR_REPRIEVE_WINDOW_REFUSED' });
     expect(reserve.charged).toBe(RESERVE);
     await window.close();
-    expect([reserve.charged, handler.reserve.charged, handler.reserve.maxCharged]).toEqual([0, 0, RESERVE + MiB]);
+    // What is still above the old limit stays charged until that is back.
+    expect(reserve.charged).toBe(Number(host.read('', LIMIT)) - BEFORE);
     await killAll(host, condition);
+    expect([handler.reserve.charged, handler.reserve.maxCharged]).toEqual([0, RESERVE + MiB]);
     await expect(reserve.overcharge(RESERVE)).rejects.toMatchObject({ code: 'ERR_REPRIEVE_RESERVE_CLOSED' });
   });
 
@@ -389,6 +405,122 @@ describeHost('the overcharge window', () => {
     expect(host.read('', LIMIT).trim()).toBe(String(BEFORE));
     expect(madeGroups()).toEqual([]);
     await host.until(() => !hog.alive(), 'the kernel or the guard takes the leak');
+  });
+
+  test('of a scope is refused while there is one above or below it, and where the room above is promised to another', async () => {
+    const host = newHost();
+    host.make('', 140 * MiB);
+    for (const job of ['x', 'y']) {
+      host.make(job, BEFORE);
+      host.make(`${job}/hog`);
+    }
+    const handler = await host.handler({ reserve: '64MiB' });
+    const conditions: OomCondition[] = [];
+    for (const job of ['x', 'y']) {
+      const watch = await handler.watch(`${host.scope}/${job}`, { respondWithin: 30_000, handleWithin: 60_000 });
+      await host.start(`${job}/hog`, 'leak --chunk 256KiB --every 1ms');
+      conditions.push((await watch[Symbol.asyncIterator]().next()).value as OomCondition);
+    }
+    const [x, y] = conditions as [OomCondition, OomCondition];
+    const both = await Promise.allSettled([x.reserve.overcharge('8MiB'), y.reserve.overcharge('8MiB')]);
+    expect(both.map(({ status }) => status)).toEqual(['fulfilled', 'rejected']);
+    expect((both[1] as PromiseRejectedResult).reason.message).toMatch(
+      /above it has room for [0-4](\.\d+)? [MK]iB only/,
+    );
+    // The scope above becomes full: it has a condition of its own, whose jobs a window has frozen already.
+    const watch = await handler.watch(host.scope, { respondWithin: 30_000, handleWithin: 60_000 });
+    await host.start('', 'leak --chunk 64KiB --every 1ms');
+    const above = (await watch[Symbol.asyncIterator]().next()).value as OomCondition;
+    await expect(above.reserve.overcharge('1MiB')).rejects.toThrow(`there is one in ${host.path}/x`);
+  });
+
+  test('with a memcg made in it closes as any other', async () => {
+    const host = newHost();
+    const { condition } = await leaking(host);
+    const window = await condition.reserve.overcharge(RESERVE);
+    mkdirSync(`${window.directory}/made/there`, { recursive: true });
+    const { gone } = await touch(window, 2 * RESERVE, `${window.directory}/made/there`);
+    expect((await gone)[1]).toBe('SIGKILL');
+    await window.close();
+    expect(window.signal.reason).toMatchObject({ code: 'ERR_REPRIEVE_RESERVE_EXHAUSTED' });
+    expect(readdirSync(host.file('', '')).filter((name) => name.startsWith('reprieve'))).toEqual([]);
+    await killAll(host, condition);
+  });
+
+  test('closes when somebody else thaws a job, and says so', async () => {
+    const host = newHost();
+    const directory = freezerOf(host, 'own');
+    const { condition } = await leaking(host, {}, async () => {
+      host.make('other');
+      enter(directory, (await host.start('other', 'hold --bytes 1MiB')).pid);
+    });
+    const window = await condition.reserve.overcharge(RESERVE);
+    writeFileSync(`${directory}/freezer.state`, 'THAWED');
+    await host.until(() => !window.open, 'it closes');
+    await window.close();
+    expect(window.signal.reason).toMatchObject({
+      code: 'ERR_REPRIEVE_RESERVE_CLOSED',
+      message: expect.stringContaining('somebody has thawed other'),
+    });
+    await killAll(host, condition);
+  });
+
+  test('leaves a cgroup alone that somebody is just freezing', async () => {
+    const host = newHost();
+    const directory = freezerOf(host, 'half');
+    const { condition, hog } = await leaking(host);
+    enter(directory, hog.pid);
+    writeFileSync(`${directory}/freezer.state`, 'FROZEN'); // FREEZING, as its task waits for memory
+    expect(freezerStateOf(directory)).toBe('FREEZING');
+    const window = await condition.reserve.overcharge(RESERVE);
+    await window.close();
+    expect(freezerStateOf(directory)).toMatch(/^FR/);
+    writeFileSync(`${directory}/freezer.state`, 'THAWED');
+    await killAll(host, condition);
+    expect((await condition.closed).windows).toMatchObject([{ failed: null, frozen: [{ job: 'hog', how: 'before' }] }]);
+  });
+
+  test('that is open when its watch is closed does not keep the right job from dying', async () => {
+    const host = newHost();
+    const { watch, condition, hog } = await leaking(
+      host,
+      { jobs: { service: { priority: 90 }, hog: { priority: 10 } } },
+      async () => {
+        host.make('service');
+        await host.start('service', 'hold --bytes 40MiB');
+      },
+    );
+    await condition.reserve.overcharge(RESERVE);
+    await watch.close();
+    await host.until(() => !hog.alive(), 'the leak dies');
+    expect(host.pids('service')).toHaveLength(1);
+    expect((await condition.closed).windows[0]).toMatchObject({ failed: null, refused: null });
+    await host.until(() => host.read('', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+  });
+
+  test('leaves charged what stays above the old limit, and never climbs past the reserve', async () => {
+    const host = newHost();
+    const { condition, handler } = await leaking(host);
+    const tmpfs = host.tmpfs();
+    const { reserve } = condition;
+    for (let number = 0; number < 6; number++) {
+      const window = await reserve.overcharge('12MiB').catch((error) => {
+        expect(error.code).toBe('ERR_REPRIEVE_RESERVE_EXHAUSTED');
+        return null;
+      });
+      if (window === null) break;
+      const child = window.spawn('dd', ['if=/dev/zero', `of=${tmpfs}/${number}`, 'bs=1M', 'count=10'], {
+        stdio: 'ignore',
+      });
+      await Promise.race([once(child, 'exit'), once(window.signal, 'abort')]);
+      await window.close();
+      const above = Number(host.read('', LIMIT)) - BEFORE;
+      expect(above).toBeLessThanOrEqual(32 * MiB);
+      expect(reserve.charged).toBe(above);
+    }
+    expect(reserve.charged).toBeGreaterThan(20 * MiB);
+    await killAll(host, condition);
+    expect(handler.reserve.charged).toBe(0);
   });
 
   test('stops who joins a job from outside', async () => {
