@@ -206,10 +206,8 @@ void Guard::advance(int timeoutMs) {
 void Guard::notice(Slot& slot) {
   uint64_t signals = 0;
   [[maybe_unused]] const ssize_t got = read(slot.event.get(), &signals, sizeof signals);
-  Look look;
-  const int failed = slots_.look(slot, look);
-  if (failed == ENODEV || failed == ENOENT) return drop(slot);
-  // Even if nobody waits at this moment, or that cannot be told: the looks that follow tell.
+  // Nothing is looked at yet, whether the memcg is still there included: the handler was woken by the same signal, and
+  // is on its way. The looks that follow tell.
   startClock(slot);
 }
 
