@@ -7,6 +7,7 @@ import type { SystemError } from './errors.js';
 import { STATE_DIRECTORY } from './guard/instance.js';
 import { guardPath, native } from './native.js';
 import type { Hardening } from './self/hardening.js';
+import type { YoungGeneration } from './self/heap.js';
 import type { OwnMemcg } from './self/own-memcg.js';
 
 /** Capabilities of capabilities(7) that matter here, with their bit. */
@@ -51,6 +52,8 @@ export interface Capabilities {
   /** How the handler's thread is scheduled; null where no handler is open. */
   scheduling: Hardening['scheduling'] | null;
   lockedText: Hardening['lockedText'] | null;
+  /** V8's young generation: its size, if that is fixed and its pages are kept there. */
+  youngGeneration: YoungGeneration | null;
   /** A memcg can be made directly below the root, for the handler to move or to step out to. */
   refuge: boolean;
   /** Where the handler lives, how it keeps clear of what it watches, and why not as asked for; null where none is open. */
@@ -85,6 +88,7 @@ export function probeCapabilities(): Capabilities {
     missing: Object.keys(CAPABILITY_BITS).filter((name) => !held.includes(name)),
     scheduling: null,
     lockedText: null,
+    youngGeneration: null,
     refuge: v1?.writable === true && canWrite(v1.point),
     ownMemcg: null,
   };

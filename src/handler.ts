@@ -15,6 +15,7 @@ import {
   NO_PREFERENCE,
 } from './condition/drill.js';
 import { parseLadder, type WatchDeadlines } from './condition/options.js';
+import { Toll, USAGE_FIELDS } from './condition/toll.js';
 import { invalidOption, isRevoked, isVanished, ReprieveError } from './errors.js';
 import { boundOf } from './guard/bound.js';
 import type { GuardReplaced } from './guard/process.js';
@@ -135,6 +136,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #warmAtUs = Number.NEGATIVE_INFINITY;
   #warmUps = WARM_UPS;
   #drilling: Drilling | null = null;
+  /** What had held the thread up at the latest event, and when that was. */
+  readonly #usageAtEvent = new Float64Array(USAGE_FIELDS);
+  #eventUs = Number.NEGATIVE_INFINITY;
   #closing: Promise<void> | null = null;
   #forgetSignal = () => {};
 
@@ -226,7 +230,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         await this.#ground.guard?.process.settled();
         const failure = this.#guardFailures.get(armed);
         if (failure !== undefined) throw failure;
-        await this.#drill(armed);
+        if (this.#ground.drill) await this.#drill(armed);
       } catch (error) {
         await armed.close();
         throw error;
@@ -299,7 +303,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
         near: (watch) => {
           this.#stepOut(watch.path);
-          this.#warmUp(watch);
+          if (this.#ground.drill) this.#warmUp(watch);
         },
         ended: (ended) => {
           forgetSignal();
@@ -435,6 +439,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   // --- From signal to condition ---
 
   #signalled(armed: ArmedMemcg, atUs: number): void {
+    this.#noteUsage(atUs);
     const drilled = this.#drilling;
     try {
       const chain = armed.chain.filter((memcg) => !this.#isLeft(memcg, atUs));
@@ -459,6 +464,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     }
   }
 
+  /** Once for each event: of several signals of one wake-up the first counts. */
+  #noteUsage(atUs: number): void {
+    if (atUs === this.#eventUs) return;
+    this.#eventUs = atUs;
+    this.#ground.readUsage(this.#usageAtEvent);
+  }
+
   /** True for a memcg above everything watched that was left to its owner a moment ago. */
   #isLeft(memcg: Memcg, atUs: number): boolean {
     return this.#left.size > 0 && atUs < (this.#left.get(memcg.inode) ?? 0);
@@ -470,6 +482,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    */
   async #drill(watch: Watch): Promise<void> {
     if (this.#isUnableIn(watch.path)) return; // it only might park us
+    this.#ground.heap.tend();
     const end = performance.now() + FIRST_DRILL_MS;
     let slice = performance.now() + DRILL_SLICE_MS;
     for (let run = 0; run < FIRST_RUNS && performance.now() < end; run++) {
@@ -483,6 +496,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     for (let signal = 0; signal < FIRST_SIGNALS && watch.self !== undefined; signal++) {
       await this.#drillBySignal(watch.self);
     }
+    this.#ground.heap.tend();
   }
 
   /** One run of the drill, by a signal of our own; whatever the kernel signalled meanwhile is looked at after it. */
@@ -532,7 +546,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (first === undefined) return; // its watch was closed by an earlier signal of this wake-up
     const { watch } = first;
     const parent = own?.watch.account ?? this.#account;
-    const { hierarchy, readFaults, reserve, guard, own: self } = this.#ground;
+    const { heap, hierarchy, readUsage, reserve, guard, own: self } = this.#ground;
     const unable = !drill && this.#isUnableIn(owner.path);
     const condition: OomCondition = new OomCondition(
       {
@@ -547,7 +561,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         above: own?.armed.chain.slice(0, -1) ?? [],
         preference: drill ? NO_PREFERENCE : watch.preference,
         plan: () => own?.watch.plan(own.armed),
-        readFaults,
+        toll: new Toll(readUsage, heap, this.#usageAtEvent, atUs),
         deliver: (opened) => watch.deliver(opened),
         deathsNearby: () => this.#deathsNear(owner.path, condition),
         ended: (ended, report) => drill || this.#conditionEnded(ended, report, owner),
@@ -640,10 +654,12 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#warmUps = WARM_UPS;
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
       this.#publish();
+      this.#ground.heap.tend();
       for (const watch of this.#watches) {
         watch.tick();
         // What is not used for a while is no longer in the caches, and V8 drops its compiled code.
-        if (watch.self !== undefined && !this.#isUnableIn(watch.path)) void this.#drillBySignal(watch.self);
+        const { self } = watch;
+        if (this.#ground.drill && self !== undefined && !this.#isUnableIn(watch.path)) void this.#drillBySignal(self);
       }
       this.#stepBack();
       if (this.#watches.size > 0) this.#tick();

@@ -172,8 +172,18 @@ export interface NativeBinding {
   Arena: new (bytes: number) => Arena;
   /** CLOCK_MONOTONIC in microseconds. */
   nowUs(): number;
-  /** Page faults of the calling thread so far, into `out`: [minor, major] (getrusage(2)). */
-  readFaults(out: Float64Array): void;
+  /**
+   * What held the calling thread up so far, into `out`: minor and major page faults, voluntary and involuntary context
+   * switches (getrusage(2)).
+   */
+  readThreadUsage(out: Float64Array): void;
+  /** Has malloc keep 1 MiB at hand beyond what it needs, for good; glibc only (mallopt(3)). */
+  padMalloc(): void;
+  /**
+   * Faults in what is mapped for writing and not there yet, in bytes, malloc's heap and mappings of less than 4 MiB; EINVAL before
+   * Linux 5.14 (MADV_POPULATE_WRITE).
+   */
+  populate(): number;
   /** Raises the calling thread: 'realtime' is SCHED_RR 1 (not inherited by children), 'nice' is nice -20. */
   raiseScheduling(to: 'realtime' | 'nice'): void;
   /** Back to what the thread had before the first raise. */

@@ -49,7 +49,7 @@ export interface WatchSetup {
   scores: ScoreRegister;
   bound: Bound;
   /** The scope comes near to its limit. */
-  near: (watch: Watch) => void;
+  near: (watch: Watch) => unknown;
   /** Called once when the watch has ended by itself or by `close`. */
   ended: (watch: Watch) => void;
   warn: (message: string) => void;

@@ -8,15 +8,26 @@ namespace {
 
 Napi::Value nowUs(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), reprieve::nowUs()); }
 
-void readFaults(const Napi::CallbackInfo& info) {
+void readThreadUsage(const Napi::CallbackInfo& info) {
   const auto out = arrayArgument(info, 0, "out", napi_float64_array, "a Float64Array");
   if (!out) return;
-  if (out->ElementLength() < 2) return throwArgumentError(info.Env(), "out", "a Float64Array of at least 2 elements");
+  if (out->ElementLength() < 4) return throwArgumentError(info.Env(), "out", "a Float64Array of at least 4 elements");
   auto values = out->As<Napi::Float64Array>();
-  const auto [minor, major] = reprieve::readFaults();
+  const auto [minor, major, voluntary, involuntary] = reprieve::readThreadUsage();
   values[0] = minor;
   values[1] = major;
+  values[2] = voluntary;
+  values[3] = involuntary;
 }
+
+Napi::Value populate(const Napi::CallbackInfo& info) {
+  auto bytes = reprieve::populate();
+  if (bytes) return Napi::Number::New(info.Env(), static_cast<double>(*bytes));
+  throwSystemError(info.Env(), bytes.error());
+  return info.Env().Undefined();
+}
+
+void padMalloc(const Napi::CallbackInfo&) { reprieve::padMalloc(); }
 
 void raiseScheduling(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -54,7 +65,9 @@ Napi::Value probeRelease(const Napi::CallbackInfo& info) {
 
 void defineProcess(Napi::Env env, Napi::Object exports) {
   exports.Set("nowUs", Napi::Function::New<nowUs>(env, "nowUs"));
-  exports.Set("readFaults", Napi::Function::New<readFaults>(env, "readFaults"));
+  exports.Set("readThreadUsage", Napi::Function::New<readThreadUsage>(env, "readThreadUsage"));
+  exports.Set("padMalloc", Napi::Function::New<padMalloc>(env, "padMalloc"));
+  exports.Set("populate", Napi::Function::New<populate>(env, "populate"));
   exports.Set("raiseScheduling", Napi::Function::New<raiseScheduling>(env, "raiseScheduling"));
   exports.Set("restoreScheduling", Napi::Function::New<restoreScheduling>(env, "restoreScheduling"));
   exports.Set("lockText", Napi::Function::New<lockText>(env, "lockText"));

@@ -1,6 +1,7 @@
 #include "process.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -20,6 +21,47 @@ namespace {
 // SCHED_FLAG_RESET_ON_FORK of <linux/sched.h>, which does not go together with <sched.h>.
 constexpr uint64_t kResetOnFork = 1;
 
+/** What is as large as this may be a thread's stack: 8 MiB are usual. */
+constexpr size_t kStack = size_t{4} << 20;
+
+/** V8's optimising compiler takes a few 100 KiB at a time. */
+[[maybe_unused]] constexpr int kPad = 1 << 20;
+
+// Since Linux 5.14; Debian 11's headers do not have it.
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+Result<std::string_view> readMaps(ReadBuffer& buffer) {
+  const Fd maps(open("/proc/self/maps", O_RDONLY | O_CLOEXEC));
+  if (!maps) return lastError("open", "/proc/self/maps");
+  const auto text = readWhole(maps.get(), buffer);
+  if (!text) return lastError("pread", "/proc/self/maps");
+  return *text;
+}
+
+/** Calls `visit(range, mode, path)` for each line of a text of /proc/self/maps' form that is whole. */
+template <typename Visit>
+void forEachMapping(std::string_view maps, Visit visit) {
+  while (!maps.empty()) {
+    // proc(5): "start-end perms offset dev inode   path"; blanks within the line only before the path.
+    const std::string_view line = maps.substr(0, maps.find('\n'));
+    maps.remove_prefix(std::min(line.size() + 1, maps.size()));
+    const size_t blank = line.find(' ');
+    if (blank == std::string_view::npos) continue;
+    uintptr_t start = 0;
+    uintptr_t end = 0;
+    const char* limit = line.data() + blank;
+    const auto [dash, first] = std::from_chars(line.data(), limit, start, 16);
+    if (first != std::errc() || dash == limit || *dash != '-') continue;
+    const auto [stop, second] = std::from_chars(dash + 1, limit, end, 16);
+    if (second != std::errc() || stop != limit || end <= start) continue;
+    const size_t name = line.find_first_of("/[");
+    visit(Range{start, end - start}, line.substr(blank + 1, 4),
+          name == std::string_view::npos ? std::string_view() : line.substr(name));
+  }
+}
+
 }  // namespace
 
 double nowUs() {
@@ -28,10 +70,11 @@ double nowUs() {
   return static_cast<double>(now.tv_sec) * 1e6 + static_cast<double>(now.tv_nsec) / 1e3;
 }
 
-Faults readFaults() {
+ThreadUsage readThreadUsage() {
   rusage usage{};
   getrusage(RUSAGE_THREAD, &usage);
-  return {static_cast<double>(usage.ru_minflt), static_cast<double>(usage.ru_majflt)};
+  return {static_cast<double>(usage.ru_minflt), static_cast<double>(usage.ru_majflt),
+          static_cast<double>(usage.ru_nvcsw), static_cast<double>(usage.ru_nivcsw)};
 }
 
 int probeRelease() {
@@ -64,35 +107,49 @@ Result<void> Scheduling::restore() {
 
 std::vector<Range> textRanges(std::string_view maps) {
   std::vector<Range> ranges;
-  while (!maps.empty()) {
-    // proc(5): "start-end perms offset dev inode   path"; blanks within the line only before the path.
-    const std::string_view line = maps.substr(0, maps.find('\n'));
-    maps.remove_prefix(std::min(line.size() + 1, maps.size()));
-    const size_t blank = line.find(' ');
-    const size_t slash = line.find('/');
-    if (blank == std::string_view::npos || slash == std::string_view::npos) continue;
-    const std::string_view mode = line.substr(blank + 1, 4);
-    const std::string_view path = line.substr(slash);
-    if (mode != "r-xp" && mode != "r--p") continue;
-    if (path.ends_with(" (deleted)") || path.starts_with("/dev/") || path.starts_with("/memfd:")) continue;
-    uintptr_t start = 0;
-    uintptr_t end = 0;
-    const char* limit = line.data() + blank;
-    const auto [dash, first] = std::from_chars(line.data(), limit, start, 16);
-    if (first != std::errc() || dash == limit || *dash != '-') continue;
-    const auto [stop, second] = std::from_chars(dash + 1, limit, end, 16);
-    if (second != std::errc() || stop != limit || end <= start) continue;
-    ranges.push_back({start, end - start});
-  }
+  forEachMapping(maps, [&](const Range& range, std::string_view mode, std::string_view path) {
+    if (mode != "r-xp" && mode != "r--p") return;
+    if (!path.starts_with('/') || path.ends_with(" (deleted)")) return;
+    if (path.starts_with("/dev/") || path.starts_with("/memfd:")) return;
+    ranges.push_back(range);
+  });
   return ranges;
 }
 
-Result<TextLock::Outcome> TextLock::lock() {
-  const Fd maps(open("/proc/self/maps", O_RDONLY | O_CLOEXEC));
-  if (!maps) return lastError("open", "/proc/self/maps");
+std::vector<Range> writableRanges(std::string_view maps) {
+  std::vector<Range> ranges;
+  forEachMapping(maps, [&](const Range& range, std::string_view mode, std::string_view name) {
+    if (mode != "rw-p" && mode != "rwxp") return;
+    if (range.bytes < kStack || name == "[heap]") ranges.push_back(range);
+  });
+  return ranges;
+}
+
+Result<size_t> populate() {
+  // Of nothing, it says whether the kernel knows the advice (madvise_behavior_valid()).
+  if (madvise(nullptr, 0, MADV_POPULATE_WRITE) != 0) return lastError("madvise");
   ReadBuffer buffer;
-  const auto text = readWhole(maps.get(), buffer);
-  if (!text) return lastError("pread", "/proc/self/maps");
+  auto text = readMaps(buffer);
+  if (!text) return text.error();
+  size_t bytes = 0;
+  for (const Range& range : writableRanges(*text)) {
+    // Fails where another thread has unmapped or protected something of it since the text was made.
+    if (madvise(reinterpret_cast<void*>(range.start), range.bytes, MADV_POPULATE_WRITE) == 0) bytes += range.bytes;
+  }
+  return bytes;
+}
+
+void padMalloc() {
+#ifdef M_TOP_PAD
+  mallopt(M_TOP_PAD, kPad);
+  mallopt(M_TRIM_THRESHOLD, 2 * kPad);
+#endif
+}
+
+Result<TextLock::Outcome> TextLock::lock() {
+  ReadBuffer buffer;
+  auto text = readMaps(buffer);
+  if (!text) return text.error();
   Outcome outcome{0, 0};
   locked_.clear();
   for (const Range& range : textRanges(*text)) {

@@ -13,14 +13,16 @@ namespace reprieve {
 /** CLOCK_MONOTONIC in microseconds. */
 double nowUs();
 
-/** Page faults of a thread so far. */
-struct Faults {
-  double minor;
-  double major;
+/** What held a thread up so far: page faults, and how often it gave its CPU away or lost it. */
+struct ThreadUsage {
+  double minorFaults;
+  double majorFaults;
+  double voluntarySwitches;
+  double involuntarySwitches;
 };
 
-/** Those of the calling thread. */
-Faults readFaults();
+/** That of the calling thread (getrusage(2)). */
+ThreadUsage readThreadUsage();
 
 /** The errno of process_mrelease(2) on ourselves: EINVAL where it exists, ENOSYS where not. */
 int probeRelease();
@@ -59,6 +61,26 @@ struct Range {
 
 /** Ranges of program text and constants in a text of /proc/self/maps' form: files mapped r-x or r--. */
 std::vector<Range> textRanges(std::string_view maps);
+
+/**
+ * Ranges of memory that the program writes, in such a text: malloc's heap, and other private mappings of less than
+ * 4 MiB. Stacks of threads are larger, and most of one is never touched.
+ */
+std::vector<Range> writableRanges(std::string_view maps);
+
+/**
+ * Faults in, for writing, what is mapped of writableRanges and not there: pages that V8 and malloc have taken and not
+ * touched, and those that are shared with a child since a fork. Changes no contents. EINVAL before Linux 5.14
+ * (MADV_POPULATE_WRITE, madvise(2)). How many bytes are there then: a mapping that another thread changes meanwhile is
+ * passed over.
+ */
+Result<size_t> populate();
+
+/**
+ * Has malloc take 1 MiB more than it needs whenever its heap grows, and keep as much: populate() then finds those
+ * pages, and what is allocated next grows nothing. For good, and for the whole process; only in glibc (mallopt(3)).
+ */
+void padMalloc();
 
 /** Keeps the program's text resident once it has been faulted in. */
 class TextLock {

@@ -82,7 +82,7 @@ int Guard::run() {
   const uint32_t ready = harden();
   port_.reply({ReplyType::kReady, 0, ready, 0, 0});
   readAt_ = clockUs();
-  faults_ = readFaults();
+  atReady_ = readThreadUsage();
   for (;;) {
     std::array<epoll_event, 64> events;
     int timeout = static_cast<int>((running_ > 0 ? kLookEvery : kQuiet) / kMillisecond);
@@ -324,8 +324,9 @@ void Guard::lookBelow() {
 }
 
 int Guard::takeOver(Reason reason, const Slot* cause) {
-  Takeover takeover(
-      {settings_, slots_, words_, port_, account_, handler_.get(), handlerPid_, instance_.get(), base_.get(), faults_});
+  goFirst();
+  Takeover takeover({settings_, slots_, words_, port_, account_, handler_.get(), handlerPid_, instance_.get(),
+                     base_.get(), atReady_});
   return takeover.run(reason, cause);
 }
 

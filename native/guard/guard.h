@@ -69,7 +69,7 @@ class Guard {
   Fd epoll_;
   Slots slots_;
   uint32_t wakeUps_ = 0;
-  Faults faults_{};
+  ThreadUsage atReady_{};
 
   // The guard's own clock, see advance(), and when CLOCK_MONOTONIC was read for it.
   uint64_t time_ = 1;

@@ -91,13 +91,16 @@ uint32_t harden() {
   }
   uint32_t ready = 0;
   if (lockMemory()) ready |= kMemoryLocked;
-  // Above the handler's own SCHED_RR 1: it may be what has to be ended.
-  if (schedule(SCHED_RR, 2, 0)) {
+  // Beside the handler, not before it: the same signal wakes both, and it would wait for us on its way to the kill. One
+  // that never sleeps gives its CPU away all the same, once its time slice is over (sched(7), SCHED_RR).
+  if (schedule(SCHED_RR, 1, 0)) {
     ready |= kRealtime;
   } else {
     schedule(SCHED_OTHER, 0, -20);
   }
   return ready;
 }
+
+void goFirst() { schedule(SCHED_RR, 2, 0); }
 
 }  // namespace reprieve::guard

@@ -379,8 +379,8 @@ void Takeover::finish() {
   line.add("; not possible yet: ").add(static_cast<uint64_t>(pending_));
   scene_.account.note(line.view());
   scene_.account.tellKernel(line.view());
-  const auto [minor, major] = readFaults();
-  const double since = minor - scene_.faults.minor + major - scene_.faults.major;
+  const ThreadUsage now = readThreadUsage();
+  const double since = now.minorFaults - scene_.atReady.minorFaults + now.majorFaults - scene_.atReady.majorFaults;
   Line faults;
   faults.add("page faults of the guard since it was ready: ").add(static_cast<uint64_t>(since));
   scene_.account.note(faults.view());

@@ -39,8 +39,8 @@ struct Scene {
   pid_t handlerPid;
   int instance;
   int base;
-  /** The guard's page faults when it was ready: none has come since, or its memory was not locked. */
-  const Faults& faults;
+  /** The guard's when it was ready: no page fault has come since, or its memory was not locked. */
+  const ThreadUsage& atReady;
 };
 
 /** Whether jobs stand frozen that this instance froze. */

@@ -24,6 +24,7 @@ import type { OverchargeGround } from '../reserve/overcharge.js';
 import { type Jobs, pidsOf } from '../snapshot/jobs.js';
 import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
 import type { LadderOptions } from './options.js';
+import { NOBODY_KILLED, type Toll } from './toll.js';
 import { type KillResult, Victims } from './victims.js';
 import { ConditionWindows } from './windows.js';
 
@@ -61,8 +62,7 @@ export interface ConditionSetup {
   preference: Pick<KernelPreference, 'prepareHandOver'>;
   /** Tells the guard who may die. */
   plan: () => void;
-  /** Reads the handler's page faults so far. */
-  readFaults: (out: Float64Array) => void;
+  toll: Toll;
   /** Hands the condition to whoever iterates. */
   deliver: (condition: OomCondition) => void;
   /** True while a victim of a condition above or below is still dying. */
@@ -83,7 +83,6 @@ const WHY_RELEASED = {
   revoked: 'the guard has taken over',
 };
 
-const faultsAtKill = new Float64Array(2);
 let nextNumber = 1;
 
 /** An open (or ended) out-of-memory condition. */
@@ -99,7 +98,6 @@ export class OomCondition {
   readonly #victims: Victims;
   readonly #windows: ConditionWindows;
   readonly #timers = new Map<string, () => void>();
-  readonly #faultsAtEvent = new Float64Array(2);
   #state: State = 'waiting';
   #rung = 0;
   /** Goes up with each question: an answer to an older one is late. */
@@ -154,7 +152,7 @@ export class OomCondition {
       openedAt: '',
       outcome: 'cleared',
       timings: { snapshotUs: null, decidedUs: null, killedUs: null, deadUs: null, clearedUs: null, endedUs: 0 },
-      faults: null,
+      ...NOBODY_KILLED,
       snapshot: null,
       decisions: [],
       explanation: [],
@@ -279,8 +277,7 @@ export class OomCondition {
    * @param full the memcg was just seen at its limit
    */
   start(full: boolean): void {
-    const { hierarchy, options, readFaults } = this.#setup;
-    readFaults(this.#faultsAtEvent);
+    const { hierarchy, options } = this.#setup;
     try {
       if (full && !this.#setup.deathsNearby()) this.#ask();
       else this.#waitForMemory();
@@ -487,17 +484,11 @@ export class OomCondition {
   /** Its signal is made when the policy asks for it: a quick one does not. */
   #context(): PolicyContext {
     const question = this.#question;
-    const ask = () => {
+    return new Context(this.#setup.reserve, () => {
       if (question !== this.#question) return AbortSignal.abort();
       this.#asked ??= new AbortController();
       return this.#asked.signal;
-    };
-    return {
-      reserve: this.#setup.reserve,
-      get signal() {
-        return ask();
-      },
-    };
+    });
   }
 
   /** A policy that did not give the event loop a turn: it may have taken its time, or closed the watch. */
@@ -600,9 +591,7 @@ export class OomCondition {
     const record = this.#victims.kill(job, diesWith(sampled), rung, settled);
     this.#windows.thaw(job);
     if (this.#report.timings.killedUs === null && record.pids.length > 0) {
-      this.#setup.readFaults(faultsAtKill);
-      const [minor = 0, major = 0] = faultsAtKill.map((faults, index) => faults - (this.#faultsAtEvent[index] ?? 0));
-      this.#report.faults = { minor, major };
+      this.#setup.toll.killed();
       this.#report.timings.killedUs = record.killedUs;
     }
     this.#enter('acting');
@@ -852,6 +841,7 @@ export class OomCondition {
     report.steps.sort((a, b) => a.atUs - b.atUs);
     this.#setup.reserve.close();
     report.outcome = outcome;
+    Object.assign(report, this.#setup.toll.figures(report.timings.killedUs));
     report.timings.endedUs = this.#sinceUs();
     report.openedAt ||= new Date().toISOString();
     if (report.snapshot !== null) report.explanation = explain(report.snapshot, report.victims[0]);
@@ -868,19 +858,45 @@ export class OomCondition {
   }
 }
 
+/** A class for the same reason as AnswerOnce. */
+class Context implements PolicyContext {
+  readonly #ask: () => AbortSignal;
+
+  constructor(
+    readonly reserve: Reserve,
+    ask: () => AbortSignal,
+  ) {
+    this.#ask = ask;
+  }
+
+  get signal(): AbortSignal {
+    return this.#ask();
+  }
+}
+
 /** What a policy answered, each field read once; its reason is read when it is put into words. */
 function readOnce(answer: Decision): Decision {
   if (typeof answer !== 'object' || answer === null) return answer;
-  const { action, victim, ms } = answer as KillDecision & { ms: number };
-  const once = {
-    action,
-    victim,
-    ms,
-    get because() {
-      return answer.because;
-    },
-  };
-  return once as unknown as Decision;
+  return new AnswerOnce(answer as KillDecision & { ms: number }) as unknown as Decision;
+}
+
+/** A class: an object literal with a getter is a new shape to V8 each time. */
+class AnswerOnce {
+  readonly action: string;
+  readonly victim: string;
+  readonly ms: number;
+  readonly #answer: Decision;
+
+  constructor(answer: KillDecision & { ms: number }) {
+    this.action = answer.action;
+    this.victim = answer.victim;
+    this.ms = answer.ms;
+    this.#answer = answer;
+  }
+
+  get because(): string {
+    return this.#answer.because;
+  }
 }
 
 /** The reason that a policy gives; it may be a getter of the policy's own. */

@@ -2,6 +2,7 @@ import type { Waiter } from '../cgroup/cgroup.js';
 import type { Decision } from '../policy/decision.js';
 import type { ReserveCounters } from '../reserve/account.js';
 import type { WindowRecord } from '../reserve/overcharge.js';
+import type { Collections } from '../self/heap.js';
 import type { Snapshot } from '../snapshot/snapshot.js';
 
 /**
@@ -62,6 +63,10 @@ export interface Report {
   };
   /** Page faults of the handler from the event to the first SIGKILL. */
   faults: { minor: number; major: number } | null;
+  /** How often its thread slept (a read or a lock that blocked), or lost its CPU to others, meanwhile. */
+  contextSwitches: { voluntary: number; involuntary: number } | null;
+  /** Pauses of V8's garbage collector meanwhile. */
+  collections: Collections | null;
   /** Usage and limit when it opened, jobs, and what was decided on it. */
   snapshot: Snapshot | null;
   decisions: (Decision & { rung: string; atUs: number })[];

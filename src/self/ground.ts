@@ -4,6 +4,7 @@ import type { Hierarchy } from '../cgroup/cgroup.js';
 import { Freezer } from '../cgroup/freezer.js';
 import { type CgroupMount, findMemoryV1, findV1, readCgroupMounts } from '../cgroup/mounts.js';
 import { HierarchyV1 } from '../cgroup/v1.js';
+import type { ReadUsage } from '../condition/toll.js';
 import { invalidOption, ReprieveError } from '../errors.js';
 import { ControlFiles, type Mounts } from '../guard/control-files.js';
 import { NO_EPOCH, SharedEpoch } from '../guard/epoch.js';
@@ -17,6 +18,7 @@ import type { OverchargeGround } from '../reserve/overcharge.js';
 import { RaisedLimits } from '../reserve/raised-limits.js';
 import { bytesOf, type Size } from '../units.js';
 import { harden, type Scheduling } from './hardening.js';
+import { type Heap, OwnHeap } from './heap.js';
 import { checkOwnMemcg, enterOwnMemcg, type OwnMemcg } from './own-memcg.js';
 
 /** Options of `OomHandler.open()`. */
@@ -27,6 +29,11 @@ export interface HandlerOptions {
   scheduling?: Scheduling;
   /** Lock the program text into memory; true by default. */
   lockText?: boolean;
+  /**
+   * Keep the way from event to kill ready: it is gone through at `watch()` and once a second, V8's young generation is fixed
+   * in size and its pages are kept there. True by default; a program that allocates much may want a heap that grows.
+   */
+  drill?: boolean;
   /**
    * How this process keeps clear of the memcgs that it watches. `true` (the default) moves it to a memcg of its own;
    * `'step-out'` leaves it where it is, has such a memcg ready, and steps out to it while one that holds the process is
@@ -51,9 +58,12 @@ export interface Ground {
   /** Bytes and allocator of the software reserve. */
   reserve: { bytes: number; arena: ArenaAllocator };
   own: OwnMemcg;
-  readFaults: (out: Float64Array) => void;
   /** What overcharge windows need; null without a v1 freezer. */
   overcharge: OverchargeGround | null;
+  readUsage: ReadUsage;
+  /** Whether the way to a kill is gone through before it is needed. */
+  drill: boolean;
+  heap: Heap;
   /** Null in the simulation, and with `guard: false`. */
   guard: { process: GuardProcess; epoch: SharedEpoch } | null;
   /** Control files that are changed for a while; null in the simulation. */
@@ -88,6 +98,8 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
   if (!['realtime', 'nice', 'keep'].includes(scheduling)) {
     throw invalidOption('the `scheduling` option', "'realtime', 'nice' or 'keep'", scheduling);
   }
+  const drill = options.drill ?? true;
+  if (typeof drill !== 'boolean') throw invalidOption('the `drill` option', 'true or false', drill);
   const guardOptions = checkGuardOptions(options.guard ?? true);
   const ownUse = checkOwnMemcg(options.ownMemcg ?? true);
   const stateDirectory = options.stateDirectory ?? STATE_DIRECTORY;
@@ -134,6 +146,8 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     undo.push(() => own.leave());
     const hardening = harden(scheduling, options.lockText ?? true);
     undo.push(() => hardening.undo());
+    const heap = new OwnHeap(drill);
+    undo.push(() => heap.close());
     const hierarchy = new HierarchyV1(mount.point, instance.ledger, epoch);
     files = new ControlFiles(instance.ledger, epoch, points);
     const limits = new RaisedLimits(files, hierarchy.clock);
@@ -171,10 +185,13 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
         ...probeCapabilities(),
         scheduling: hardening.scheduling,
         lockedText: hardening.lockedText,
+        youngGeneration: heap.young,
       },
       reserve: { bytes, arena: new ArenaAllocator(arena?.buffer ?? new ArrayBuffer(0)) },
       own,
-      readFaults: native().readFaults,
+      readUsage: native().readThreadUsage,
+      heap,
+      drill,
       guard,
       files,
       limits,

@@ -1,0 +1,124 @@
+/**
+ * V8's heap, kept so that the way from event to kill finds its pages there and no collection due.
+ *
+ * A handler allocates little, and V8 gives half of the young generation back to the kernel at each collection of a
+ * program that does (SemiSpaceNewSpace::Shrink()): what is allocated next are pages that nobody has touched. Locking is
+ * no way out, as V8 aborts when madvise(MADV_DONTNEED) fails, as it does on locked pages. So the pages are faulted in
+ * again after each collection, and collections are brought forward to a moment at which nobody waits.
+ */
+import { PerformanceObserver, performance } from 'node:perf_hooks';
+import { getHeapSpaceStatistics, setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import type { SystemError } from '../errors.js';
+import { type NativeBinding, native } from '../native.js';
+
+/** Pauses of V8's garbage collector. */
+export interface Collections {
+  count: number;
+  /** All of them together, in microseconds. */
+  us: number;
+}
+
+/** What a handler asks of the heap. */
+export interface Heap {
+  /** While nobody waits: collects if that would be due soon, and faults in what was mapped since. */
+  tend(): void;
+  /** The collector's pauses that began between two times, in the clock's microseconds; null if they are not seen. */
+  collections(fromUs: number, toUs: number): Collections | null;
+}
+
+/** What became of it. */
+export interface YoungGeneration {
+  /** Its size, which is fixed; 0 with the reason where nothing is done. */
+  bytes: number;
+  /** Null, or what could not be done. */
+  whyNot: string | null;
+}
+
+/** The young generation does not grow, and code that was compiled for a kill is not dropped for want of kills. */
+const STEADY = ['--semi-space-growth-factor=1', '--no-flush-bytecode'];
+const V8_DEFAULTS = ['--semi-space-growth-factor=2', '--flush-bytecode'];
+
+/** Pauses that are remembered. */
+const MOST_PAUSES = 64;
+
+/** The heap as it is: nothing is done, pauses are counted. */
+export class OwnHeap implements Heap {
+  readonly young: YoungGeneration;
+  readonly #native: NativeBinding = native();
+  /** From performance.now() to the clock, in microseconds. */
+  readonly #offsetUs = this.#native.nowUs() - performance.now() * 1000;
+  readonly #pauses: { atUs: number; us: number }[] = [];
+  readonly #observer: PerformanceObserver;
+  readonly #collect: (() => void) | null;
+
+  /** @param steady keep it ready; else only the pauses are counted */
+  constructor(steady: boolean) {
+    this.#observer = new PerformanceObserver((list) => {
+      this.#note(list.getEntries());
+      if (this.#collect !== null) this.#native.populate();
+    });
+    this.#observer.observe({ type: 'gc' });
+    let collect: (() => void) | null = null;
+    let whyNot: string | null = steady ? null : 'not asked for (drill: false)';
+    if (steady) {
+      try {
+        this.#native.populate();
+        collect = minorCollector();
+      } catch (error) {
+        const { code, message } = error as SystemError;
+        whyNot = code === 'EINVAL' ? 'MADV_POPULATE_WRITE is not there: Linux 5.14 or later' : message;
+      }
+    }
+    this.#collect = collect;
+    if (collect !== null) {
+      this.#native.padMalloc();
+      for (const flag of STEADY) setFlagsFromString(flag);
+      collect();
+      this.#native.populate();
+    }
+    this.young = { bytes: collect === null ? 0 : youngSpace().size, whyNot };
+  }
+
+  #note(entries: readonly { startTime: number; duration: number }[]): void {
+    for (const { startTime, duration } of entries) {
+      this.#pauses.push({ atUs: startTime * 1000 + this.#offsetUs, us: duration * 1000 });
+    }
+    this.#pauses.splice(0, this.#pauses.length - MOST_PAUSES);
+  }
+
+  tend(): void {
+    if (this.#collect === null) return;
+    const { used, free } = youngSpace();
+    if (used > free) this.#collect();
+    this.#native.populate();
+  }
+
+  collections(fromUs: number, toUs: number): Collections {
+    this.#note(this.#observer.takeRecords());
+    const between = this.#pauses.filter(({ atUs }) => atUs >= fromUs && atUs <= toUs);
+    return { count: between.length, us: between.reduce((sum, { us }) => sum + us, 0) };
+  }
+
+  close(): void {
+    this.#observer.disconnect();
+    if (this.#collect !== null) for (const flag of V8_DEFAULTS) setFlagsFromString(flag);
+  }
+}
+
+/** V8 gives its collector to contexts that are made while the flag is set. */
+function minorCollector(): () => void {
+  setFlagsFromString('--expose-gc');
+  try {
+    const gc = runInNewContext('gc') as (options: { type: 'minor' }) => void;
+    return () => gc({ type: 'minor' });
+  } finally {
+    setFlagsFromString('--no-expose-gc');
+  }
+}
+
+function youngSpace(): { size: number; used: number; free: number } {
+  const space = getHeapSpaceStatistics().find(({ space_name }) => space_name === 'new_space');
+  const { space_used_size: used = 0, space_available_size: free = 0 } = space ?? {};
+  return { size: used + free, used, free };
+}
