@@ -482,6 +482,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    */
   async #drill(watch: Watch): Promise<void> {
     if (this.#isUnableIn(watch.path)) return; // it only might park us
+    this.#keepLikely();
     this.#ground.heap.tend();
     const end = performance.now() + FIRST_DRILL_MS;
     let slice = performance.now() + DRILL_SLICE_MS;
@@ -526,11 +527,22 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       const { self } = watch;
       if (self === undefined) return;
       try {
-        if (!self.memcg.oomState().underOom) this.#runDrill(self, now);
+        if (self.memcg.oomState().underOom) return;
+        this.#keepLikely(); // a leak that is quick was not there at the last tick
+        this.#runDrill(self, now);
       } catch (error) {
         if (!isVanished(error)) throw error; // its signal tells
       }
     });
+  }
+
+  /** The descriptors of those who would die first are had before they are needed. */
+  #keepLikely(): void {
+    try {
+      this.#ground.hierarchy.keepProcesses([...this.#watches].flatMap((watch) => watch.likelyVictims()));
+    } catch (error) {
+      this.#tell('warning', `holding the likely victims: ${(error as Error).message}`);
+    }
   }
 
   #runDrill(armed: ArmedMemcg, atUs: number): void {
@@ -662,6 +674,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         if (this.#ground.drill && self !== undefined && !this.#isUnableIn(watch.path)) void this.#drillBySignal(self);
       }
       this.#stepBack();
+      this.#keepLikely();
       if (this.#watches.size > 0) this.#tick();
     });
   }

@@ -102,7 +102,8 @@ export interface Killer {
   readonly token: number;
   /**
    * One round: reads `file` ("cgroup.procs") of each directory anew, opens a pidfd for each process that is not
-   * known yet, reads again and sends SIGKILL to those still listed. Returns how many were signalled now.
+   * known yet, reads again and sends SIGKILL to those still listed. Who is kept is signalled without the second
+   * reading. Returns how many were signalled now.
    * A directory that is gone counts as empty. Never signals the calling process.
    */
   round(directories: readonly Directory[], file: string): number;
@@ -116,6 +117,16 @@ export interface Killer {
   readonly unreachable: number;
   /** process_mrelease(2) on all that have not exited: [reaped, refused]. */
   release(): [number, number];
+  close(): void;
+}
+
+/** Descriptors of processes that may have to be killed, opened before that is needed. */
+export interface KeptPidfds {
+  /**
+   * From now on those of these processes, by number; what is held of them stays. Whom no descriptor can be had of is left
+   * out. Returns how many there are.
+   */
+  keep(pids: Int32Array): number;
   close(): void;
 }
 
@@ -161,12 +172,17 @@ export interface NativeBinding {
     ready: Int32Array,
     onReady: (count: number, atUs: number) => void,
   ) => EventSet;
-  /** `dry` goes the same way, but sends signal 0: for a drill. Nobody is signalled once `words` are revoked: ECANCELED. */
+  /**
+   * `dry` goes the same way, but sends signal 0: for a drill. Nobody is signalled once `words` are revoked: ECANCELED.
+   * `kept` spares opening who is in it.
+   */
   Killer: new (
     events: EventSet,
     dry?: boolean,
     words?: SharedWords,
+    kept?: KeptPidfds,
   ) => Killer;
+  KeptPidfds: new () => KeptPidfds;
   SharedWords: new () => SharedWords;
   Channel: new (events: EventSet) => Channel;
   Arena: new (bytes: number) => Arena;

@@ -11,7 +11,7 @@ import { MOST_PLANNED } from './guard/protocol.js';
 import { rankForGuard } from './policy/lowest-priority.js';
 import type { Account, ReserveCounters } from './reserve/account.js';
 import { setKernelReserve } from './reserve/kernel.js';
-import { identityOf, Jobs } from './snapshot/jobs.js';
+import { identityOf, Jobs, type LiveJob, pidsOf } from './snapshot/jobs.js';
 import type { JobRules } from './snapshot/settings.js';
 import { ArmedMemcg } from './source/armed.js';
 
@@ -27,6 +27,9 @@ const EXIT_MS = 200;
 
 /** Jobs that a window kept frozen have tried again after so long, and wait if they have to. */
 const AFTER_WINDOW_MS = 20;
+/** Jobs that may be the next to die, and processes of theirs whose descriptors are held for it. */
+const MOST_LIKELY = 4;
+const MOST_KEPT = 64;
 
 /** How a watch ended, or that it has not. */
 export type WatchState = 'watching' | 'closed' | 'vanished' | 'revoked';
@@ -63,6 +66,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   /** Memcgs below the scope that had their own oom_kill_disable, by inode. */
   readonly #kept = new Map<number, Entry>();
   readonly #subtree: Subtree;
+  #likely: LiveJob[] = [];
   #near: { listener: Listener; limit: number } | null = null;
   readonly preference: KernelPreference;
   readonly #queue: OomCondition[] = [];
@@ -287,11 +291,18 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   /** Says whom the kernel is to take, and whom the guard, should it come to that. */
   #prepare(): void {
     const groups = [...this.#jobs.values()];
-    this.preference.prepare(
-      groups,
-      groups.flatMap((jobs) => jobs.sample(new Set())),
-    );
+    const sampled = groups.flatMap((jobs) => jobs.sample(new Set()));
+    this.preference.prepare(groups, sampled);
+    this.#likely = rankForGuard(sampled)
+      .slice(0, MOST_LIKELY)
+      .flatMap(({ id }) => groups.flatMap((jobs) => jobs.find(id) ?? []));
     for (const armed of this.#armed.values()) this.plan(armed);
+  }
+
+  /** Processes of the jobs that would die first by the last look, as many as are worth a descriptor each. */
+  likelyVictims(): number[] {
+    // A process that is a job by itself has one already.
+    return this.#likely.flatMap((job) => (job.kind === 'memcg' ? pidsOf(job) : [])).slice(0, MOST_KEPT);
   }
 
   /** Tells the guard who may die in an armed memcg. */
@@ -481,6 +492,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     this.#attempt(() => this.preference.restoreAll());
     for (const jobs of this.#jobs.values()) jobs.close();
     this.#jobs.clear();
+    this.#likely = [];
     for (const entry of this.#kept.values()) entry.clear();
     this.#kept.clear();
     this.#subtree.close();

@@ -6,6 +6,7 @@
 #include "directory.h"
 #include "event_set.h"
 #include "instance.h"
+#include "kept_pidfds.h"
 #include "killer.h"
 #include "pidfd.h"
 #include "process.h"
@@ -23,6 +24,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("Pidfd", PidfdObject::define(env));
   exports.Set("EventSet", EventSetObject::define(env));
   exports.Set("Killer", KillerObject::define(env));
+  exports.Set("KeptPidfds", KeptPidfdsObject::define(env));
   exports.Set("SharedWords", SharedWordsObject::define(env));
   exports.Set("Channel", ChannelObject::define(env));
   exports.Set("Arena", ArenaObject::define(env));

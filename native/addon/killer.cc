@@ -2,6 +2,7 @@
 
 #include "directory.h"
 #include "event_set.h"
+#include "kept_pidfds.h"
 #include "pidfd.h"
 #include "shared_words.h"
 #include "support.h"
@@ -33,7 +34,13 @@ KillerObject::KillerObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
     if (object == nullptr) return;
     words = object->words();
   }
-  killer_.emplace(*set, dry ? 0 : SIGKILL, std::move(words));
+  std::shared_ptr<const reprieve::KeptPidfds> kept;
+  if (!info[3].IsUndefined()) {
+    const auto* object = objectArgument<KeptPidfdsObject>(info.Env(), info[3], "kept");
+    if (object == nullptr) return;
+    kept = object->kept();
+  }
+  killer_.emplace(*set, dry ? 0 : SIGKILL, std::move(words), std::move(kept));
 }
 
 bool KillerObject::usable(Napi::Env env) const {

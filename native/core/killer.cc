@@ -13,8 +13,13 @@ constexpr size_t kUsual = 64;
 
 }  // namespace
 
-Killer::Killer(std::shared_ptr<EventSet> events, int signal, std::shared_ptr<const SharedWords> words)
-    : events_(std::move(events)), words_(std::move(words)), signal_(signal), token_(events_->takeToken()) {
+Killer::Killer(std::shared_ptr<EventSet> events, int signal, std::shared_ptr<const SharedWords> words,
+               std::shared_ptr<const KeptPidfds> kept)
+    : events_(std::move(events)),
+      words_(std::move(words)),
+      kept_(std::move(kept)),
+      signal_(signal),
+      token_(events_->takeToken()) {
   members_.reserve(kUsual);
   found_.reserve(kUsual);
   listed_.reserve(kUsual);
@@ -54,6 +59,23 @@ int Killer::deal(int pidfd) const {
   return sendSignal(pidfd, signal_);
 }
 
+// Whoever is listed under a number that a living process had when its descriptor was opened, and still has, is that
+// process: no second listing is needed. ESRCH: nobody is kept under that number, or it is dead and the number
+// another's.
+int Killer::dealKept(pid_t pid) {
+  const int kept = kept_ ? kept_->find(pid) : -1;
+  if (kept < 0) return ESRCH;
+  const int number = deal(kept);
+  if (number != 0) return number;
+  Fd pidfd(fcntl(kept, F_DUPFD_CLOEXEC, 0));
+  if (pidfd) {
+    members_.push_back({pid, std::move(pidfd), false});
+  } else {
+    unreachable_++;  // it has its signal, but cannot be followed
+  }
+  return 0;
+}
+
 void Killer::markExited() {
   polled_.clear();
   for (const Member& member : members_) polled_.push_back({member.exited ? -1 : member.pidfd.get(), POLLIN, 0});
@@ -77,9 +99,13 @@ Result<int> Killer::serve(const Directory& directory, const std::string& file) {
   if (!list(directory, file)) return failure();
 
   found_.clear();
+  const size_t first = members_.size();
   const pid_t self = getpid();
   for (const pid_t pid : listed_) {
     if (pid == self || known(pid)) continue;
+    const int kept = dealKept(pid);
+    if (kept == ECANCELED) return Error{kept, "pidfd_send_signal", directory.pathOf(file)};
+    if (kept == 0) continue;
     Fd pidfd = pid > 0 ? openPidfd(pid) : Fd();
     if (pidfd) {
       found_.push_back({pid, std::move(pidfd), false});
@@ -87,12 +113,21 @@ Result<int> Killer::serve(const Directory& directory, const std::string& file) {
       unreachable_++;
     }
   }
-  if (found_.empty()) return 0;
+  // Followed only now that all of them have it.
+  const auto followed = [&] {
+    for (size_t i = first; i < members_.size(); i++) follow(members_[i]);
+    return static_cast<int>(members_.size() - first);
+  };
+  if (found_.empty()) return followed();
 
   // Between the listing and pidfd_open a process may die and its number go to a stranger. Whoever is listed once more,
   // now that the descriptor is held, was in the cgroup under this number or is dead.
-  if (!list(directory, file)) return failure();
-  const size_t first = members_.size();
+  if (!list(directory, file)) {
+    auto failed = failure();
+    const int count = followed();
+    if (failed) return count;
+    return failed;
+  }
   for (Member& member : found_) {
     if (std::find(listed_.begin(), listed_.end(), member.pid) == listed_.end()) continue;
     const int number = deal(member.pidfd.get());
@@ -105,9 +140,7 @@ Result<int> Killer::serve(const Directory& directory, const std::string& file) {
     }
   }
   found_.clear();
-  // Only now that all of them have it.
-  for (size_t i = first; i < members_.size(); i++) follow(members_[i]);
-  return static_cast<int>(members_.size() - first);
+  return followed();
 }
 
 Result<int> Killer::round(std::span<const Directory* const> directories, const std::string& file) {

@@ -13,6 +13,7 @@
 #include "control_file.h"
 #include "directory.h"
 #include "event_set.h"
+#include "kept_pidfds.h"
 #include "pidfd.h"
 #include "result.h"
 #include "shared_words.h"
@@ -30,10 +31,10 @@ class Killer {
 
   /**
    * `signal` is SIGKILL; 0 goes the same way without the deed (kill(2)), for a drill. With `words`, nobody is signalled
-   * any more once they are revoked: ECANCELED.
+   * any more once they are revoked: ECANCELED. `kept` spares opening who is in it.
    */
   explicit Killer(std::shared_ptr<EventSet> events, int signal = SIGKILL,
-                  std::shared_ptr<const SharedWords> words = nullptr);
+                  std::shared_ptr<const SharedWords> words = nullptr, std::shared_ptr<const KeptPidfds> kept = nullptr);
   Killer(const Killer&) = delete;
   Killer& operator=(const Killer&) = delete;
   ~Killer() { close(); }
@@ -67,12 +68,14 @@ class Killer {
   bool list(const Directory& directory, const std::string& file);
   Result<int> serve(const Directory& directory, const std::string& file);
   bool known(pid_t pid) const;
+  int dealKept(pid_t pid);
   int deal(int pidfd) const;
   void markExited();
   void follow(const Member& member);
 
   std::shared_ptr<EventSet> events_;
   std::shared_ptr<const SharedWords> words_;
+  std::shared_ptr<const KeptPidfds> kept_;
   int signal_;
   int32_t token_;
   int unreachable_ = 0;

@@ -150,6 +150,8 @@ export interface Hierarchy {
   listWaiters(memcg: Memcg, most: number): Waiter[];
   /** Starts a killing; `exited` is called when a signalled process is gone. A dry one sends signal 0: for a drill. */
   startKilling(exited: () => void, dry?: boolean): Killing;
+  /** Holds the descriptors of these processes from now on, and of no others: they may have to be killed soon. */
+  keepProcesses(pids: readonly number[]): void;
   /** Whether its signals keep the process running; they do not at first. */
   keepAlive(alive: boolean): void;
   close(): void;

@@ -408,6 +408,8 @@ export class SimulatedHierarchy implements Hierarchy {
     return killing;
   }
 
+  keepProcesses(): void {}
+
   keepAlive(): void {}
 
   close(): void {

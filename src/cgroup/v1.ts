@@ -227,6 +227,7 @@ export class HierarchyV1 implements Hierarchy {
   readonly #native: NativeBinding = native();
   readonly #root: Directory;
   readonly #events: EventSet;
+  readonly #kept = new this.#native.KeptPidfds();
   readonly #ready = new Int32Array(READY_CAPACITY);
   readonly #listeners = new Map<number, (atUs: number) => void>();
   /** By token: inotify knows a directory once, however many listen to it. */
@@ -380,7 +381,7 @@ export class HierarchyV1 implements Hierarchy {
 
   startKilling(exited: () => void, dry = false): Killing {
     const words = this.#epoch instanceof SharedEpoch ? this.#epoch.words : undefined;
-    const killer: Killer = new this.#native.Killer(this.#events, dry, words);
+    const killer: Killer = new this.#native.Killer(this.#events, dry, words, this.#kept);
     this.#listeners.set(killer.token, exited);
     return {
       round(memcgs) {
@@ -408,6 +409,10 @@ export class HierarchyV1 implements Hierarchy {
     };
   }
 
+  keepProcesses(pids: readonly number[]): void {
+    this.#kept.keep(Int32Array.from(pids));
+  }
+
   keepAlive(alive: boolean): void {
     if (alive) this.#events.ref();
     else this.#events.unref();
@@ -417,6 +422,7 @@ export class HierarchyV1 implements Hierarchy {
     this.#events.close();
     this.#listeners.clear();
     this.#trees.clear();
+    this.#kept.close();
     this.#root.close();
   }
 }

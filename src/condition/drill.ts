@@ -67,6 +67,7 @@ export function dryHierarchy(hierarchy: Hierarchy): Hierarchy {
     drainTree: () => hierarchy.drainTree(),
     listWaiters: () => [],
     startKilling: (exited) => hierarchy.startKilling(exited, true),
+    keepProcesses: () => {},
     keepAlive: () => {},
     close: () => {},
   };
