@@ -40,6 +40,8 @@ export interface Capabilities {
   pidfd: boolean;
   /** process_mrelease(2). */
   mrelease: boolean;
+  /** Pages can be faulted in before they are needed (MADV_POPULATE_WRITE). */
+  populate: boolean;
   /** The guard's program, or why there is none. */
   guard: { path: string | null; whyNot: string };
   /** Where changes are written down by default, and whether that can be done. */
@@ -81,6 +83,7 @@ export function probeCapabilities(): Capabilities {
     psi: probePsi(),
     pidfd: probePidfd(),
     mrelease: native().probeRelease() !== os.errno.ENOSYS,
+    populate: probePopulate(),
     guard: probeGuard(),
     state: { directory: STATE_DIRECTORY, writable: canWriteBelow(STATE_DIRECTORY) },
     lockableBytes: held.includes('CAP_IPC_LOCK') ? Number.POSITIVE_INFINITY : lockLimit(),
@@ -137,6 +140,16 @@ function probePidfd(): boolean {
     return true;
   } catch (error) {
     if ((error as SystemError).code === 'ENOSYS') return false;
+    throw error;
+  }
+}
+
+function probePopulate(): boolean {
+  try {
+    native().populate();
+    return true;
+  } catch (error) {
+    if ((error as SystemError).code === 'EINVAL') return false;
     throw error;
   }
 }

@@ -21,6 +21,7 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     psi: 'none',
     pidfd: true,
     mrelease: false,
+    populate: false,
     guard: { path: null, whyNot: 'in the simulation there is none' },
     state: { directory: '', writable: false },
     lockableBytes: 0,

@@ -1,7 +1,9 @@
 #include "core/killer.h"
 
+#include <linux/sched.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -181,6 +183,158 @@ TEST_CASE_FIXTURE(NoLeaks, "Killer.release asks for each that is alive") {
   const auto [reaped, refused] = scene.killer.release();
   CHECK(reaped + refused <= 1);
   CHECK(child.reap() == SIGKILL);
+}
+
+/** A killer that is given the descriptors of `processes` beforehand. */
+struct Prepared {
+  Prepared(Victims& scene, std::initializer_list<pid_t> processes)
+      : kept(std::make_shared<KeptPidfds>()), killer(scene.events, SIGKILL, nullptr, kept), scene_(scene) {
+    CHECK(kept->keep({processes.begin(), processes.size()}) == processes.size());
+  }
+  int round() {
+    const std::array<const Directory*, 1> directories{&scene_.directory};
+    auto result = killer.round(directories, "procs");
+    REQUIRE(result);
+    return *result;
+  }
+
+  std::shared_ptr<KeptPidfds> kept;
+  Killer killer;
+
+ private:
+  Victims& scene_;
+};
+
+TEST_CASE_FIXTURE(NoLeaks, "Killer signals who is kept and listed, beside those who are only listed") {
+  Victims scene;
+  Child kept(sleepForever);
+  Child late(sleepForever);
+  Prepared prepared(scene, {kept.pid()});
+  scene.list({late.pid(), kept.pid()});
+  CHECK(prepared.round() == 2);
+  CHECK(kept.reap() == SIGKILL);
+  CHECK(late.reap() == SIGKILL);
+  // Followed like any other, by a descriptor of its own.
+  CHECK(waitReady(*scene.events) == std::vector<int32_t>{prepared.killer.token()});
+  CHECK(prepared.kept->keep({}) == 0);
+  CHECK(prepared.killer.alive() == 0);
+  CHECK(prepared.killer.pids().size() == 2);
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "Killer does not signal who is kept and not listed any more") {
+  Victims scene;
+  Child gone(sleepForever);
+  Child other(sleepForever);
+  Prepared prepared(scene, {gone.pid(), other.pid()});
+  scene.list({other.pid()});
+  CHECK(prepared.round() == 1);
+  CHECK(prepared.killer.pids() == std::vector<pid_t>{other.pid()});
+  CHECK(other.reap() == SIGKILL);
+  CHECK(kill(gone.pid(), 0) == 0);
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "Killer does not signal a kept process that has left its memcg") {
+  NEEDS_MEMCG();
+  const Memcg memcg;
+  const Memcg elsewhere;
+  Child stays(memcg.inside(sleepForever));
+  Child leaves(memcg.inside(sleepForever));
+  const auto lists = [](const Memcg& where, pid_t pid) {
+    return where.read("cgroup.procs").find(std::to_string(pid)) != std::string::npos;
+  };
+  REQUIRE(waitFor([&] { return lists(memcg, stays.pid()) && lists(memcg, leaves.pid()); }));
+  auto kept = std::make_shared<KeptPidfds>();
+  const std::array<pid_t, 2> both{stays.pid(), leaves.pid()};
+  CHECK(kept->keep(both) == 2);
+  elsewhere.write("cgroup.procs", std::to_string(leaves.pid()));
+  Killer killer(*EventSet::create(), SIGKILL, nullptr, kept);
+  const std::array<const Directory*, 1> directories{&memcg.directory()};
+  auto count = killer.round(directories, "cgroup.procs");
+  REQUIRE(count);
+  CHECK(*count == 1);
+  CHECK(stays.reap() == SIGKILL);
+  CHECK(kill(leaves.pid(), 0) == 0);
+  CHECK(lists(elsewhere, leaves.pid()));
+}
+
+/** Forks a process that sleeps and has the given number; -1 where that is not allowed (clone(2), set_tid). */
+pid_t forkAs(pid_t pid) {
+  clone_args arguments{};
+  arguments.exit_signal = SIGCHLD;
+  arguments.set_tid = reinterpret_cast<uintptr_t>(&pid);
+  arguments.set_tid_size = 1;
+  const auto made = static_cast<pid_t>(syscall(SYS_clone3, &arguments, sizeof arguments));
+  if (made == 0) {
+    alarm(20);
+    for (;;) pause();
+  }
+  return made;
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "Killer does not take a stranger for the kept process whose number it has got") {
+  Victims scene;
+  Child listed(sleepForever);
+  auto first = std::make_unique<Child>(sleepForever);
+  const pid_t number = first->pid();
+  Prepared prepared(scene, {number, listed.pid()});
+  REQUIRE(kill(number, SIGKILL) == 0);
+  CHECK(first->reap() == SIGKILL);
+  const pid_t stranger = forkAs(number);
+  if (stranger != number) {
+    MESSAGE("skipped: needs clone3's set_tid, CAP_SYS_ADMIN");
+    return;
+  }
+  // In no cgroup of the victim's: nobody signals it.
+  scene.list({listed.pid()});
+  CHECK(prepared.round() == 1);
+  CHECK(listed.reap() == SIGKILL);
+  CHECK(kill(stranger, 0) == 0);
+  int status = 0;
+  CHECK(waitpid(stranger, &status, WNOHANG) == 0);
+  // Forked into it under that number: a victim by its own right, found by a descriptor of its own.
+  scene.list({stranger});
+  CHECK(prepared.round() == 1);
+  REQUIRE(waitpid(stranger, &status, 0) == stranger);
+  CHECK(WIFSIGNALED(status));
+  CHECK(prepared.killer.alive() == 0);
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "Killer signals nobody who is kept once its words are revoked") {
+  Victims scene;
+  Child child(sleepForever);
+  auto words = SharedWords::create();
+  REQUIRE(words);
+  auto kept = std::make_shared<KeptPidfds>();
+  const std::array<pid_t, 1> pids{child.pid()};
+  CHECK(kept->keep(pids) == 1);
+  Killer killer(scene.events, SIGKILL, *words, kept);
+  scene.list({child.pid()});
+  static_cast<std::atomic<uint32_t>*>((*words)->data())[SharedWords::kEpoch].store(0);
+  const std::array<const Directory*, 1> directories{&scene.directory};
+  auto round = killer.round(directories, "procs");
+  REQUIRE_FALSE(round);
+  CHECK(round.error().number == ECANCELED);
+  CHECK(kill(child.pid(), 0) == 0);
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "KeptPidfds holds each process once, those that are there, and lets go of the others") {
+  Child one(sleepForever);
+  Child two(sleepForever);
+  pid_t gone = 0;
+  {
+    const Child child(sleepForever);
+    gone = child.pid();
+  }
+  KeptPidfds kept;
+  CHECK(kept.keep(std::array<pid_t, 5>{two.pid(), one.pid(), two.pid(), gone, 0}) == 2);
+  const int descriptor = kept.find(two.pid());
+  CHECK(descriptor >= 0);
+  CHECK(kept.find(gone) == -1);
+  CHECK(kept.keep(std::array<pid_t, 1>{two.pid()}) == 1);
+  CHECK(kept.find(two.pid()) == descriptor);
+  CHECK(kept.find(one.pid()) == -1);
+  kept.close();
+  CHECK(kept.find(two.pid()) == -1);
 }
 
 /** Forks whenever there is room, all in the same cgroup, until told off by SIGKILL or by `budget` running out. */

@@ -7,10 +7,11 @@ const handler = fileURLToPath(new URL('handler.mjs', import.meta.url));
 /** What a contender tells of an episode. `failure` says what is wrong with it. */
 const NOTHING = { wokenAtUs: null, killedAtUs: null, faults: null, failure: null };
 
-export const CONTENDERS = {
-  reprieve: {
-    start: (stage) => new Program(process.execPath, [handler, stage.path]),
-    read({ id, outcome, timings, victims, faults }) {
+/** @param args further ones of the handler's program */
+export function reprieve(args = []) {
+  return {
+    start: (stage) => new Program(process.execPath, [handler, stage.path, ...args]),
+    read({ id, outcome, timings, victims, faults, contextSwitches, collections }) {
       const wokenAtUs = Number(id.split('-')[1]);
       const failure =
         outcome !== 'cleared'
@@ -21,9 +22,14 @@ export const CONTENDERS = {
               ? 'wrong victim'
               : null;
       const killedAtUs = timings.killedUs === null ? null : wokenAtUs + Math.round(timings.killedUs);
-      return { wokenAtUs, killedAtUs, faults: faults === null ? null : faults.minor + faults.major, failure };
+      const faultsInAll = faults === null ? null : faults.minor + faults.major;
+      return { wokenAtUs, killedAtUs, faults: faultsInAll, contextSwitches, collections, failure };
     },
-  },
+  };
+}
+
+export const CONTENDERS = {
+  reprieve: reprieve(),
   listener: {
     start: (stage, { listener }) =>
       new Program(listener, ['--memcg', stage.memcg, '--victim', stage.jobMemcg('leak'), '--realtime']),
@@ -34,17 +40,17 @@ export const CONTENDERS = {
 
 /** A contender at its stage: idle until the memcg is out of memory, alive from the first episode to the last. */
 export class Contender {
-  #read;
+  #is;
   #program = null;
 
-  constructor(name, stage) {
+  constructor(name, stage, is = CONTENDERS[name]) {
     this.name = name;
     this.stage = stage;
-    this.#read = CONTENDERS[name].read;
+    this.#is = is;
   }
 
   async start(tools) {
-    this.#program = CONTENDERS[this.name].start(this.stage, tools);
+    this.#program = this.#is.start(this.stage, tools);
     await this.#program?.line();
   }
 
@@ -55,7 +61,7 @@ export class Contender {
 
   /** Its account of the episode. */
   async account() {
-    return this.#program === null ? NOTHING : this.#read(JSON.parse(await this.#program.line()));
+    return this.#program === null ? NOTHING : this.#is.read(JSON.parse(await this.#program.line()));
   }
 
   async close() {

@@ -65,6 +65,8 @@ function measure(served, seen, told, faultAtUs) {
   return {
     wakeToKill: between(told.wokenAtUs, told.killedAtUs),
     faults: told.faults,
+    contextSwitches: told.contextSwitches,
+    collections: told.collections,
     faultToKill: woke ? between(faultAtUs, told.killedAtUs) : null,
     oomToWake: between(seen.oomAtUs, told.wokenAtUs),
     oomToKill: between(seen.oomAtUs, told.killedAtUs),

@@ -12,8 +12,15 @@ const MEASURES = [
 ];
 
 /** Nearest rank: a value that was measured; with fewer than 100 of them p99 is the largest. */
-function percentile(sorted, percent) {
+export function percentile(sorted, percent) {
   return sorted[Math.max(0, Math.ceil((sorted.length * percent) / 100) - 1)];
+}
+
+/** How often each value is there, by value. */
+export function histogram(values) {
+  const counts = new Map();
+  for (const value of [...values].sort((a, b) => a - b)) counts.set(value, (counts.get(value) ?? 0) + 1);
+  return counts;
 }
 
 /** Figures of the episodes that did not fail, and how many failed of what. */

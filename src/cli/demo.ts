@@ -97,9 +97,9 @@ function renderOutcome(report: Report, accounts: Accounts, wentOn: boolean): str
         `${rounds} rounds of work, ${roundsAfter} of them since, ${errors} wrong results`,
     );
   }
-  const { faults, reserve } = report;
+  const { reserve } = report;
   lines.push(
-    `Page faults of the handler from event to kill: ${(faults?.minor ?? 0) + (faults?.major ?? 0)}; reserve: ${reserve.maxCharged} of ${reserve.bytes} bytes used.`,
+    `Reserve: ${reserve.maxCharged} of ${reserve.bytes} bytes used.`,
     '',
     wentOn ? 'The leak is gone, and the others went on.' : 'This is not how it should have ended.',
   );
@@ -119,6 +119,8 @@ function asData(stage: Stage, report: Report, accounts: Accounts) {
     explanation: report.explanation,
     timings: report.timings,
     faults: report.faults,
+    contextSwitches: report.contextSwitches,
+    collections: report.collections,
     jobs: accounts,
     reserve: report.reserve,
   };

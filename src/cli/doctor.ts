@@ -152,6 +152,14 @@ export function diagnose(found: Capabilities, handlers: HandlerStatus[]): Doctor
     'Linux 5.15 or later',
   );
   row(
+    'MADV_POPULATE_WRITE',
+    'better',
+    found.populate,
+    found.populate ? 'there' : 'not there',
+    'the handler meets page faults on its way to a kill',
+    'Linux 5.14 or later',
+  );
+  row(
     'CAP_KILL',
     'needed',
     held('CAP_KILL'),

@@ -29,5 +29,25 @@ export function renderReport(report: Report): string {
     const seen = [...waiting].map(([job, count]) => `${job} (${count})`).join(', ');
     lines.push('', `Threads seen waiting: ${seen}`);
   }
+  const met = renderMet(report);
+  if (met !== null) lines.push('', met);
   return lines.join('\n');
+}
+
+/** What the way to the kill met; null if nobody was killed. */
+function renderMet({ faults, contextSwitches, collections }: Report): string | null {
+  if (faults === null || contextSwitches === null) return null;
+  const { voluntary, involuntary } = contextSwitches;
+  const parts = [
+    counted(faults.minor + faults.major, 'page fault'),
+    `${counted(voluntary + involuntary, 'context switch', 'es')} (${involuntary} involuntary)`,
+    collections?.count
+      ? `${counted(collections.count, 'pause')} of the garbage collector (${formatMicros(collections.us)})`
+      : 'no pause of the garbage collector',
+  ];
+  return `The handler from event to kill: ${parts.join(', ')}.`;
+}
+
+function counted(count: number, what: string, plural = 's'): string {
+  return `${count} ${what}${count === 1 ? '' : plural}`;
 }

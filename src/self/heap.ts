@@ -23,15 +23,15 @@ export interface Collections {
 export interface Heap {
   /** While nobody waits: collects if that would be due soon, and faults in what was mapped since. */
   tend(): void;
-  /** The collector's pauses that began between two times, in the clock's microseconds; null if they are not seen. */
-  collections(fromUs: number, toUs: number): Collections | null;
+  /** The collector's pauses that began between two times, in the clock's microseconds. */
+  collections(fromUs: number, toUs: number): Collections;
 }
 
 /** What became of it. */
 export interface YoungGeneration {
   /** Its size, which is fixed; 0 with the reason where nothing is done. */
   bytes: number;
-  /** Null, or what could not be done. */
+  /** Null, or what could not be done, at the latest try. */
   whyNot: string | null;
 }
 
@@ -39,10 +39,13 @@ export interface YoungGeneration {
 const STEADY = ['--semi-space-growth-factor=1', '--no-flush-bytecode'];
 const V8_DEFAULTS = ['--semi-space-growth-factor=2', '--flush-bytecode'];
 
+/** Handlers of this process that stand on the flags. */
+let users = 0;
+
 /** Pauses that are remembered. */
 const MOST_PAUSES = 64;
 
-/** The heap as it is: nothing is done, pauses are counted. */
+/** The heap of this process. */
 export class OwnHeap implements Heap {
   readonly young: YoungGeneration;
   readonly #native: NativeBinding = native();
@@ -51,12 +54,13 @@ export class OwnHeap implements Heap {
   readonly #pauses: { atUs: number; us: number }[] = [];
   readonly #observer: PerformanceObserver;
   readonly #collect: (() => void) | null;
+  #closed = false;
 
   /** @param steady keep it ready; else only the pauses are counted */
   constructor(steady: boolean) {
     this.#observer = new PerformanceObserver((list) => {
       this.#note(list.getEntries());
-      if (this.#collect !== null) this.#native.populate();
+      if (this.#collect !== null) this.#populate();
     });
     this.#observer.observe({ type: 'gc' });
     let collect: (() => void) | null = null;
@@ -73,11 +77,19 @@ export class OwnHeap implements Heap {
     this.#collect = collect;
     if (collect !== null) {
       this.#native.padMalloc();
-      for (const flag of STEADY) setFlagsFromString(flag);
-      collect();
-      this.#native.populate();
+      if (users++ === 0) for (const flag of STEADY) setFlagsFromString(flag);
     }
     this.young = { bytes: collect === null ? 0 : youngSpace().size, whyNot };
+  }
+
+  /** For want of a descriptor, say, it may fail: faults are met then, and nothing else is amiss. */
+  #populate(): void {
+    try {
+      this.#native.populate();
+      this.young.whyNot = null;
+    } catch (error) {
+      this.young.whyNot = (error as SystemError).message;
+    }
   }
 
   #note(entries: readonly { startTime: number; duration: number }[]): void {
@@ -91,7 +103,7 @@ export class OwnHeap implements Heap {
     if (this.#collect === null) return;
     const { used, free } = youngSpace();
     if (used > free) this.#collect();
-    this.#native.populate();
+    this.#populate();
   }
 
   collections(fromUs: number, toUs: number): Collections {
@@ -102,7 +114,9 @@ export class OwnHeap implements Heap {
 
   close(): void {
     this.#observer.disconnect();
-    if (this.#collect !== null) for (const flag of V8_DEFAULTS) setFlagsFromString(flag);
+    if (this.#collect === null || this.#closed) return;
+    this.#closed = true;
+    if (--users === 0) for (const flag of V8_DEFAULTS) setFlagsFromString(flag);
   }
 }
 

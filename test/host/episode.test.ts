@@ -23,11 +23,40 @@ describeHost('an episode on a real memcg', () => {
     expect(report).toMatchObject({ owner: host.path, outcome: 'cleared', snapshot: { above: false, limit: 48 * MiB } });
     expect(report.victims).toMatchObject([{ name: 'batch', pids: [batch.pid], left: expect.any(Number) }]);
     expect(report.victims[0]?.freed).toBeGreaterThan(40 * MiB);
+    const { faults, contextSwitches, collections } = report;
+    const met = [faults?.minor, faults?.major, contextSwitches?.voluntary, contextSwitches?.involuntary].map(Number);
+    expect(met.every((count) => Number.isInteger(count) && count >= 0)).toBe(true);
+    expect(collections?.count).toBeGreaterThanOrEqual(0);
+    expect(Number(collections?.us) > 0).toBe(Number(collections?.count) > 0);
     const { snapshotUs, decidedUs, killedUs, deadUs, clearedUs, endedUs } = report.timings;
     const inOrder = [snapshotUs, decidedUs, killedUs, deadUs, endedUs].map(Number);
     expect(inOrder).toEqual([...inOrder].sort((a, b) => a - b));
     expect(clearedUs).toBeLessThanOrEqual(endedUs);
     expect(host.field('', 'memory.oom_control', 'oom_kill_disable')).toBe(1);
+  });
+
+  test('the report tells what a policy cost that sleeps, touches new memory and allocates', async () => {
+    const host = newHost();
+    host.make('', 48 * MiB);
+    host.make('batch');
+    const batch = await host.start('batch', 'leak --every 0', { gate: true });
+    let touched = 0;
+    await host.watch({
+      policy: (snapshot) => {
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2);
+        touched = Buffer.alloc(8 * MiB, 1).at(-1) ?? 0;
+        const objects: object[] = [];
+        for (let index = 0; index < 500_000; index++) objects[index % 100] = { index };
+        return lowestPriority(snapshot);
+      },
+    });
+    batch.go();
+    const report = await host.report();
+    expect(touched).toBe(1);
+    expect(report.contextSwitches?.voluntary).toBeGreaterThanOrEqual(1);
+    expect(report.faults?.minor).toBeGreaterThan(1000);
+    expect(report.collections?.count).toBeGreaterThanOrEqual(1);
+    expect(report.collections?.us).toBeGreaterThan(0);
   });
 
   test('many waiters: eight services wait and go on, the leak dies', async () => {

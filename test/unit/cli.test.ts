@@ -33,6 +33,8 @@ test('the demo as data', () => {
     'explanation',
     'timings',
     'faults',
+    'contextSwitches',
+    'collections',
     'jobs',
     'reserve',
   ]);
@@ -42,6 +44,9 @@ test('the demo as data', () => {
     decision: { action: 'kill', rung: 'fallback 1' },
     action: { victims: [{ name: 'batch' }] },
     jobs: { database: { alive: true }, web: { alive: true }, batch: { alive: false } },
+    faults: { minor: 0, major: 0 },
+    contextSwitches: { voluntary: 0, involuntary: 0 },
+    collections: { count: 0, us: 0 },
   });
   expect(data.timings.killedUs).toBeGreaterThanOrEqual(500_000);
 });
