@@ -121,7 +121,7 @@ export interface Killer {
 }
 
 /** Descriptors of processes that may have to be killed, opened before that is needed. */
-export interface KeptPidfds {
+interface KeptPidfds {
   /**
    * From now on those of these processes, by number; what is held of them stays. Whom no descriptor can be had of is left
    * out. Returns how many there are.

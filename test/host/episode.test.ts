@@ -59,6 +59,21 @@ describeHost('an episode on a real memcg', () => {
     expect(report.collections?.us).toBeGreaterThan(0);
   });
 
+  test('without the drill the heap is left alone, and a job is killed all the same', async () => {
+    const host = newHost();
+    host.make('', 48 * MiB);
+    host.make('batch');
+    const batch = await host.start('batch', 'leak --every 0', { gate: true });
+    const handler = await host.handler({ drill: false });
+    expect(handler.capabilities.youngGeneration).toMatchObject({ bytes: 0, whyNot: expect.stringMatching(/drill/) });
+    await handler.watch(host.scope, { policy: lowestPriority });
+    batch.go();
+    expect(await host.report()).toMatchObject({ outcome: 'cleared', victims: [{ name: 'batch' }] });
+    await expect(host.handler({ drill: 1 as never })).rejects.toThrow(
+      /Expected the `drill` option to be true or false/,
+    );
+  });
+
   test('many waiters: eight services wait and go on, the leak dies', async () => {
     const host = newHost();
     host.make('', 128 * MiB);

@@ -64,6 +64,7 @@ test('doctor tells every row with what its want costs and how to get it', () => 
       psi: 'none',
       pidfd: false,
       mrelease: false,
+      populate: false,
       guard: { path: null, whyNot: 'gone' },
       refuge: false,
       state: { directory: '/run/reprieve', writable: false },
