@@ -24,6 +24,7 @@ const MUTATIONS = {
   scores: 'scores',
   kills: 'kills',
   restraint: 'restraint',
+  windows: 'windows',
 };
 const USAGE = `Usage: npm run chaos -- [options]
 
@@ -133,6 +134,7 @@ async function run(options, signal, each) {
 /** The runner itself failed: that is said like a violation, and the others are played all the same. */
 function broken({ seed, episode, faults }, error) {
   const nothing = { injected: [], notes: [], said: [], nextSaid: [], records: [], processes: [], kernelChose: [] };
+  const windows = { asked: false, opened: 0, refused: 0, hit: 0, takenBytes: 0 };
   const times = { longestMs: null, nobodyThereMs: null, afterHelpMs: null, replacedMs: null, guardSignal: null };
   const violations = [`the runner failed: ${error.stack}`];
   return {
@@ -143,6 +145,7 @@ function broken({ seed, episode, faults }, error) {
     violations,
     ...nothing,
     ...times,
+    windows,
   };
 }
 

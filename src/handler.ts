@@ -743,6 +743,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   /** The process ends without `close`: no promise runs any more, but writes do. */
   #atEnd(): void {
+    // Before they are moved with the process: then they would be in no window any more.
+    for (const window of this.#ground.overcharge?.windows ?? []) window.killSpawned();
     if (!this.#leavesToGuard()) for (const watch of this.#watches) watch.disarmNow();
     this.#ground.leave();
   }

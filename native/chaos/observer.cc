@@ -4,9 +4,11 @@
 //   whether memory is needed: under OOM, or nearly all of the limit in use
 //   which processes there are, when the last task of one was gone, and how much anonymous memory it had
 //   what oom_kill_disable of the memcg says
+//   how much more all others use while the memcg of an overcharge window is there
 // It tells of changes on stdout as lines of JSON at once, and prints everything for a line "account" on stdin. A line
 // "clock N" sets the machine's wall clock forward by N seconds; it is set back at "clock back", and whenever this ends.
-// The end of stdin ends the program. Times are CLOCK_MONOTONIC in microseconds.
+// The end of stdin ends the program. FROZEN is the name of a memcg below whose tasks somebody else has frozen. Times
+// are CLOCK_MONOTONIC in microseconds.
 #include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -78,7 +80,18 @@ struct Flip {
   int disabled;
 };
 
+struct Window {
+  uint64_t fromUs;
+  uint64_t untilUs;
+  uint64_t firstBytes;
+  int64_t grewBytes;
+};
+
+constexpr const char* kWindowPrefix = "reprieve-window-";
+
 std::string memcg;
+std::string frozenBefore;  // somebody's who is not judged: his tasks are not held
+std::map<std::string, Window> windows;
 std::map<pid_t, Task> tasks;
 std::multimap<pid_t, Process> processes;  // the youngest of a number is the last
 std::vector<Flip> flips;
@@ -198,7 +211,7 @@ void look(pid_t tid, const std::string& group, uint64_t now, bool slow) {
     while (!process->name.empty() && process->name.back() == '\n') process->name.pop_back();
     if (const uint64_t bytes = anonymousOf(task.process); bytes > 0) process->anonymous = bytes;
   }
-  const char* place = placeOf(tid);
+  const char* place = group == frozenBefore ? nullptr : placeOf(tid);
   if (place == nullptr) {
     if (task.missed) endHold(task, *process);
     task.missed = task.heldSinceUs != 0;
@@ -243,10 +256,50 @@ void noteKiller(uint64_t now) {
   printf("{\"event\":\"killer\",\"disabled\":%d,\"atUs\":%" PRIu64 "}\n", disabled, now);
 }
 
+bool isWindow(const std::string& group) { return group.rfind(kWindowPrefix, 0) == 0; }
+
+uint64_t fieldIn(const std::string& text, const char* field) {
+  const size_t at = text.find(field);
+  return at == std::string::npos ? 0 : strtoull(text.c_str() + at + strlen(field), nullptr, 10);
+}
+
+// Anonymous memory and page cache of all but the windows, from the kernel's numbers for each memcg alone.
+uint64_t usedOutside(const std::vector<std::string>& groups) {
+  uint64_t sum = 0;
+  for (const std::string& group : groups) {
+    if (isWindow(group)) continue;
+    const std::string text = "\n" + readFile(memcg + "/" + group + "/memory.stat");
+    sum += fieldIn(text, "\nrss ") + fieldIn(text, "\ncache ");
+  }
+  return sum;
+}
+
+// From the first look at it: the jobs stand still by then.
+void noteWindows(uint64_t now, const std::vector<std::string>& groups, bool slow) {
+  for (const std::string& group : groups) {
+    if (!isWindow(group)) continue;
+    const auto [entry, isNew] = windows.try_emplace(group, Window{now, now, 0, 0});
+    Window& window = entry->second;
+    if (!isNew && !slow) {
+      window.untilUs = now;
+      continue;
+    }
+    const uint64_t bytes = usedOutside(groups);
+    if (access((memcg + "/" + group).c_str(), F_OK) != 0) {  // closed meanwhile, and the jobs go on
+      if (isNew) windows.erase(entry);
+      continue;
+    }
+    window.untilUs = now;
+    if (isNew) window.firstBytes = bytes;
+    window.grewBytes = std::max(window.grewBytes, static_cast<int64_t>(bytes - window.firstBytes));
+  }
+}
+
 void step(bool slow) {
   const uint64_t now = nowUs();
   std::vector<std::string> groups;
   listGroups("", groups);
+  noteWindows(now, groups, slow);
   for (const std::string& group : groups) {
     const std::string list = readFile(memcg + "/" + group + "/tasks");  // opened anew: a kept descriptor lies
     for (const char* at = list.c_str(); *at != '\0';) {
@@ -331,6 +384,13 @@ void account() {
     printf("%s{\"atUs\":%" PRIu64 ",\"is\":%s}", separator, need.atUs, need.is ? "true" : "false");
     separator = ",";
   }
+  printf("],\"windows\":[");
+  separator = "";
+  for (const auto& [name, window] : windows) {
+    printf("%s{\"name\":%s,\"fromUs\":%" PRIu64 ",\"untilUs\":%" PRIu64 ",\"grewBytes\":%" PRId64 "}", separator,
+           quoted(name).c_str(), window.fromUs, window.untilUs, window.grewBytes);
+    separator = ",";
+  }
   printf("],\"attributes\":[");
   separator = "";
   std::vector<std::string> groups;
@@ -374,11 +434,12 @@ bool obey() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    fprintf(stderr, "Usage: reprieve-chaos-observer MEMCG\n");
+  if (argc != 3) {
+    fprintf(stderr, "Usage: reprieve-chaos-observer MEMCG FROZEN\n");
     return 2;
   }
   memcg = argv[1];
+  frozenBefore = argv[2];
   for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) signal(number, SIG_IGN);  // the end of stdin ends it
   const sched_param priority{.sched_priority = kPriority};
   if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &priority) != 0 ||

@@ -48,6 +48,9 @@ State::Counts State::restore(unsigned parts, const Options& options) {
 #ifdef REPRIEVE_MUTANT_NO_RESTORE
   parts = 0;
 #endif
+#ifdef REPRIEVE_MUTANT_NO_WINDOWS
+  parts &= ~static_cast<unsigned>(kWindows);
+#endif
   return Restorer(*this, options).run(parts);
 }
 

@@ -149,7 +149,7 @@ class Episode {
       this.#guardOut.replacedUs ??= atUs;
       this.#endGuardStop();
     }
-    if (['opened', 'ready', 'policy'].includes(event)) this.#reached(event);
+    if (['opened', 'ready', 'policy', 'window'].includes(event)) this.#reached(event);
   }
 
   // --- Looking on ---
@@ -157,7 +157,7 @@ class Episode {
   async #observe() {
     let ready;
     const isReady = new Promise((resolve) => (ready = resolve));
-    this.observer = new Child(this.#tools.observer, [this.stage.memcg], {
+    this.observer = new Child(this.#tools.observer, [this.stage.memcg, 'frozen'], {
       detached: true,
       onLine: (line) => {
         const told = JSON.parse(line);
@@ -368,7 +368,7 @@ class Episode {
     if (this.#isNobodyThere()) return;
     await this.#look();
     const living = jobProcesses(this.#account, stage).filter(({ goneUs, job }) => goneUs === 0 && job !== null);
-    const wrong = [...stage.changedFiles(), ...stage.changedScores(living)];
+    const wrong = [...stage.changedFiles(), ...stage.changedScores(living), ...stage.strayed(living)];
     this.#violations.push(...wrong.map((what) => `${what}, before the next start`));
     if (this.#guardOut === null || this.#guardOut.backUs !== null) return;
     const { fromUs, signal } = this.#guardOut;
@@ -384,7 +384,7 @@ class Episode {
    * and was ended then, where it died before it had one, and where the folder for the state was not to be written to.
    */
   async #putInOrder() {
-    const left = () => [...this.stage.leftFiles(), ...this.#ownMemcgs()];
+    const left = () => [...this.stage.leftFiles(), ...this.#madeGroups()];
     if (left().length === 0) return;
     const { handler, stage, scenario } = this;
     // One that lived when its guard had done all else is left in its memcg, and with its directory.
@@ -402,8 +402,8 @@ class Episode {
     if (left().length > 0) this.#violations.push(`left after the next start: ${left().join(', ')}`);
   }
 
-  #ownMemcgs() {
-    return this.stage.handlerMemcgs([this.handler, this.#next].filter(Boolean).map(({ pid }) => pid));
+  #madeGroups() {
+    return this.stage.madeGroups([this.handler, this.#next].filter(Boolean).map(({ pid }) => pid));
   }
 
   async close() {

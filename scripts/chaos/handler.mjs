@@ -4,6 +4,7 @@ import { readdirSync, readlinkSync, writeSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { lowestPriority, OomHandler } from '../../dist/index.js';
+import { workloadPath } from '../../dist/native.js';
 import { openGround } from '../../dist/self/ground.js';
 
 const options = JSON.parse(process.argv[2]);
@@ -63,15 +64,16 @@ function close() {
 }
 
 const { deadlines, guard, stateDirectory, path, jobs, policy } = options;
-const ground = await openGround({ reserve: '1MiB', guard, stateDirectory });
+const ground = await openGround({ reserve: policy?.window?.reserve ?? '1MiB', guard, stateDirectory });
 handler = OomHandler.over(ground);
-handler.on('report', ({ outcome, victims, rungs, steps }) => {
+handler.on('report', ({ outcome, victims, rungs, steps, windows }) => {
   say('report', {
     outcome,
     rungs,
     victims: victims.map(({ name, pids }) => ({ name, pids })),
     last: steps.at(-1)?.text,
     why: steps.find(({ text }) => /handleWithin|maxVictims/.test(text))?.text,
+    windows,
   });
 });
 handler.on('warning', (message) => say('warning', { message }));
@@ -92,8 +94,48 @@ if (path === undefined) {
   say('ready');
 }
 
-function decide(snapshot) {
+function decide(snapshot, { reserve }) {
   say('policy');
+  return policy.window === null ? answer(snapshot) : answerInWindow(snapshot, reserve);
+}
+
+let forgot = false;
+
+/** Answers as it would without, or what is drawn, with a window open or after it. */
+async function answerInWindow(snapshot, reserve) {
+  const { bytes, stopWithin, children, openMs, end } = policy.window;
+  let window;
+  try {
+    window = await reserve.overcharge(bytes, { stopWithin });
+  } catch ({ code, message }) {
+    say('window refused', { code, message });
+    return answer(snapshot);
+  }
+  say('window', { bytes });
+  for (const words of children) {
+    try {
+      const child = window.spawn(workloadPath(), [...words, '--outlive-parent', '--timeout', '30s'], {
+        stdio: 'ignore',
+      });
+      child.on('error', ({ message }) => say('refused', { message }));
+    } catch ({ message }) {
+      say('refused', { message });
+    }
+  }
+  await sleep(openMs);
+  say('window ends', { end, charged: window.charged });
+  if (policy.hazard !== null) return answer(snapshot);
+  if (end === 'close') await window.close();
+  if (end === 'throw') throw new Error('chaos');
+  if (end === 'never') return new Promise(() => {});
+  if (end === 'wait' && !forgot) {
+    forgot = true;
+    return { action: 'wait', ms: 20, because: 'its window is forgotten' };
+  }
+  return answer(snapshot);
+}
+
+function answer(snapshot) {
   switch (policy.hazard) {
     case 'busy':
       return policy.freezes.length > 0 ? think(snapshot) : spin();

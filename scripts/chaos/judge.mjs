@@ -15,7 +15,9 @@
 // - Nobody dies for nothing: after one that was killed by signal has gone, another dies only if memory is still needed
 //   then, and not while the first is still dying.
 // - A handler that works is left alone.
-// - Every control file, score and attribute is as it was, and nothing is left.
+// - Every control file, score and attribute is as it was, every process is in its freezer cgroup, and nothing is left.
+// - An overcharge window is nobody's but its own: the jobs take nothing of it while it is there, and nothing outlives it.
+import { cpus } from 'node:os';
 import { BOUND_MS, DEAD_MS, DEADLINES, SILENT_MS, WORKING_MS } from './bounds.mjs';
 import { sanitizerFindings } from './sanitize.mjs';
 
@@ -34,6 +36,13 @@ const HARMLESS = [
   'pids-reused',
   'clock-namespace',
 ];
+/**
+ * The kernel charges ahead for each processor, and as much may be missing in the numbers that it tells
+ * (MEMCG_CHARGE_BATCH pages each, mm/memcontrol.c).
+ */
+const BLUR_BYTES = 2 * 64 * 4096 * cpus().length;
+/** Somebody else comes into a job from outside, where nobody can stop him before he has begun. */
+const NEWCOMERS = ['jobs-added', 'jobs-exit'];
 /** How long the end of a process waits for the kernel, at most. */
 const EXIT_US = 200_000;
 /** A bit more than the handler's second (src/handler.ts). */
@@ -51,7 +60,8 @@ export function judge(seen) {
   const deaths = judgeDeaths(seen, processes, kills);
   violations.push(...deaths.violations);
   violations.push(...stage.changedFiles());
-  violations.push(...stage.changedScores(processes.filter(({ goneUs, job }) => goneUs === 0 && job !== null)));
+  const living = processes.filter(({ goneUs, job }) => goneUs === 0 && job !== null);
+  violations.push(...stage.changedScores(living), ...stage.strayed(living), ...judgeWindows(processes, seen));
   violations.push(...stage.harmedInnocents());
   violations.push(...account.attributes.map((name) => `an attribute is left: ${name}`));
   for (const { message } of handler.all('alarm')) violations.push(`alarm: ${message}`);
@@ -87,6 +97,15 @@ export function judge(seen) {
     nextSaid: next?.said ?? [],
     records: stage.records(),
     processes,
+    windows: {
+      asked: scenario.policy.window !== null,
+      opened: handler.all('window').length,
+      refused: handler.all('window refused').length,
+      hit: injections.filter(({ atUs }) =>
+        account.windows.some(({ fromUs, untilUs }) => fromUs <= atUs && atUs <= untilUs),
+      ).length,
+      takenBytes: Math.max(0, ...takenFrom(account, scenario).map(({ bytes }) => bytes)),
+    },
   };
 }
 
@@ -159,6 +178,27 @@ function judgeHolds(processes, seen) {
     afterHelpMs: help === null ? null : afterHelpUs / 1000,
   };
 }
+
+/** What the jobs took of it, who survived it, and what a handler that nothing happened to could not undo. */
+function judgeWindows(processes, { account, episode: { handler, scenario, stage } }) {
+  const numbers = new Set(stage.innocents.map(({ child }) => child.pid)); // one may have been given to another
+  const violations = processes
+    .filter(({ pid, group, goneUs }) => isWindow(group) && goneUs === 0 && !numbers.has(pid))
+    .map(({ pid, name }) => `${name} (${pid}) outlived its window`);
+  for (const { name, bytes } of takenFrom(account, scenario).filter(({ bytes }) => bytes > BLUR_BYTES))
+    violations.push(`the jobs took ${(bytes / 2 ** 20).toFixed(1)} MiB while ${name} was there`);
+  if (!scenario.faults.every(({ name }) => HARMLESS.includes(name))) return violations;
+  const failed = handler.all('report').flatMap(({ windows }) => windows.filter((window) => window.failed !== null));
+  return [...violations, ...failed.map((window) => `a window was not undone: ${window.failed}`)];
+}
+
+/** What the jobs that were there took of each window. */
+function takenFrom({ windows }, { faults }) {
+  if (faults.some(({ name }) => NEWCOMERS.includes(name))) return [];
+  return windows.map(({ name, grewBytes }) => ({ name, bytes: grewBytes }));
+}
+
+const isWindow = (group) => /(^|\/)reprieve-window-/.test(group);
 
 /** Jobs that were killed by signal, in the order of their deaths: `{ name, fromUs, untilUs }`. */
 function signalVictims(processes, { episode: { stage, scenario }, kills }) {
@@ -265,7 +305,7 @@ function judgeDeaths(seen, processes, kills) {
         (other.exemptUs === null || other.exemptUs > atUs) &&
         memoryAt({ processes: other.processes.filter(isKnown(seen)) }, atUs + BLUR_US) >= WORTH,
     );
-  const taken = processes.filter(({ pid, goneUs }) => kills.has(pid) && goneUs > watchedUs);
+  const taken = processes.filter(({ pid, goneUs, job }) => job !== null && kills.has(pid) && goneUs > watchedUs);
   const firstKernelUs = Math.min(...taken.map(({ goneUs }) => goneUs));
   const violations = [];
   const kernelChose = new Set();

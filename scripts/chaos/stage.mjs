@@ -75,22 +75,29 @@ export class Stage {
     return `${this.#points.freezer}${this.path}${job && `/${job}`}`;
   }
 
+  /** Names of the jobs' freezer cgroups: two may share one, and some have none. */
+  #freezers() {
+    const names = [...this.scenario.jobs, this.scenario.late].map(({ freezer }) => freezer);
+    return new Set(names.filter((name) => name !== null));
+  }
+
   #groupOf(job) {
     return this.scenario.flat ? this.memcg : `${this.memcg}/${job}`;
   }
 
   /** Makes the cgroups, and starts the jobs: they wait at their gates. */
   async open() {
-    const { limit, jobs, late, scenes } = this.scenario;
+    const { limit, memsw, jobs, late, scenes } = this.scenario;
     mkdirSync(this.state, { recursive: true });
     if (scenes.includes('mount')) this.#mountState();
     mkdirSync(this.memcg);
     writeFileSync(`${this.memcg}/memory.limit_in_bytes`, String(limit));
+    if (memsw) write(`${this.memcg}/memory.memsw.limit_in_bytes`, String(limit)); // not where swap is not counted
     writeFileSync(`${this.memcg}/memory.swappiness`, '0'); // inherited below
     mkdirSync(this.#freezer());
     mkdirSync(this.handlerGroup);
+    for (const name of this.#freezers()) mkdirSync(this.#freezer(name));
     for (const { name } of [...jobs, late]) {
-      mkdirSync(this.#freezer(name));
       if (!this.scenario.flat && name !== late.name) mkdirSync(this.#groupOf(name));
     }
     if (jobs.some(({ kind }) => kind === 'bomb')) {
@@ -100,11 +107,15 @@ export class Stage {
     this.#remember();
     this.#innocent();
     await Promise.all(jobs.map((job) => this.#start(job)));
+    for (const job of this.jobs.values()) job.home = freezerOf(job.child.pid);
+    for (const { kind, freezer } of jobs)
+      if (kind === 'frozen') writeFileSync(`${this.#freezer(freezer)}/freezer.state`, 'FROZEN');
   }
 
   /** Starts a job and waits until it stands at its gate. */
   async #start(job, born = 0) {
-    const joins = [this.#groupOf(job.name), this.#freezer(job.name)];
+    const joins = [this.#groupOf(job.name)];
+    if (job.freezer !== null) joins.push(this.#freezer(job.freezer));
     if (job.kind === 'bomb') joins.push(this.#bombGroup);
     const words = [...job.words, ...joins.flatMap((path) => ['--join', path])];
     const child = new Child(this.#workload, [...words, '--name', job.name, '--gate', '--timeout', JOB_TIMEOUT], {
@@ -140,8 +151,8 @@ export class Stage {
   #remember() {
     const groups = this.scenario.flat ? [''] : ['', ...this.scenario.jobs.map(({ name }) => `/${name}`)];
     for (const group of groups) this.#rememberGroup(`${this.memcg}${group}`);
-    for (const { name } of [{ name: '' }, ...this.scenario.jobs])
-      this.#before.set(`${this.#freezer(name)}/freezer.state`, 'THAWED');
+    for (const name of ['', ...this.#freezers()])
+      this.#before.set(`${this.#freezer(name)}/freezer.state`, name === 'frozen' ? 'FROZEN' : 'THAWED');
   }
 
   #rememberGroup(group) {
@@ -167,6 +178,16 @@ export class Stage {
       const was = this.jobs.get(job)?.scoreAdj ?? 0;
       const now = readValue(`/proc/${pid}/oom_score_adj`);
       return now === null || Number(now) === was ? [] : [`oom_score_adj of ${job} (${pid}) is ${now}, was ${was}`];
+    });
+  }
+
+  /** Jobs' living processes that are not in the freezer cgroup that they were in. */
+  strayed(processes) {
+    return processes.flatMap(({ pid, job }) => {
+      const was = this.jobs.get(job)?.home ?? null;
+      const now = freezerOf(pid);
+      const strays = was === null ? /\/reprieve-frozen-/.test(now) : now !== null && now !== was;
+      return strays ? [`${job} (${pid}) is in the freezer cgroup ${now}, was in ${was}`] : [];
     });
   }
 
@@ -296,10 +317,14 @@ export class Stage {
     return namesIn(folder).map((name) => readValue(`${folder}/${name}`) ?? '');
   }
 
-  /** Memcgs that handlers of these numbers made for themselves and left. */
-  handlerMemcgs(pids) {
-    const names = pids.map((pid) => `reprieve-handler-${pid}`);
-    return names.filter((name) => statSyncOr(`${this.#points.memory}/${name}`));
+  /** Cgroups that handlers of these numbers made and left: for themselves, for windows, for whom they froze. */
+  madeGroups(pids) {
+    const { memory, freezer } = this.#points;
+    const isTheirs = (name) =>
+      pids.some((pid) => new RegExp(`^reprieve-(handler|window|frozen)-${pid}(-|$)`).test(name));
+    const freezers = [...this.#freezers()].map((name) => this.#freezer(name));
+    const places = [memory, this.memcg, `${freezer}${freezerOf(process.pid)}`, this.#freezer(), ...freezers];
+    return [...new Set(places)].flatMap((place) => namesIn(place, true).filter(isTheirs));
   }
 
   // --- The end ---
@@ -367,6 +392,11 @@ function readValue(file) {
   } catch {
     return null;
   }
+}
+
+/** Path of a process's freezer cgroup; null if it is gone. */
+function freezerOf(pid) {
+  return /:freezer:(.*)$/m.exec(readValue(`/proc/${pid}/cgroup`) ?? '')?.[1] ?? null;
 }
 
 function statSyncOr(file) {

@@ -21,6 +21,8 @@ export function summarise(results, faults) {
       results.filter((result) => result.faults.includes(name)),
     ),
   );
+  const windows = results.map((result) => result.windows);
+  const sum = (key) => windows.reduce((total, window) => total + window[key], 0);
   const nobody = results.filter(({ nobodyThereMs }) => nobodyThereMs !== null);
   const replaced = (signal) =>
     longest(
@@ -33,6 +35,13 @@ export function summarise(results, faults) {
     longestMs: longest(results, 'longestMs'),
     rows: rows.filter(({ episodes }) => episodes > 0),
     replacedMs: { SIGKILL: replaced('SIGKILL'), SIGSTOP: replaced('SIGSTOP') },
+    windows: {
+      episodes: windows.filter(({ asked }) => asked).length,
+      opened: sum('opened'),
+      refused: sum('refused'),
+      hit: sum('hit'),
+      takenBytes: Math.max(0, ...windows.map(({ takenBytes }) => takenBytes)),
+    },
     nobody: {
       episodes: nobody.length,
       violations: nobody.filter(({ violations }) => violations.length > 0).length,
@@ -65,7 +74,7 @@ function longest(results, key) {
   return values.length === 0 ? null : Math.round(Math.max(...values));
 }
 
-export function renderTable({ rows, nobody, replacedMs }, bounds) {
+export function renderTable({ rows, nobody, windows, replacedMs }, bounds) {
   const used = [...OUTCOMES, 'both out'].filter((outcome) => rows.some(({ outcomes }) => outcomes[outcome]));
   const head = ['fault', 'episodes', 'held', ...used, 'longest wait, ms', 'violations'];
   const lines = rows.map(({ fault, episodes, whileHeld, outcomes, longestMs, violations }) => [
@@ -85,6 +94,12 @@ export function renderTable({ rows, nobody, replacedMs }, bounds) {
   text.push(`Longest wait allowed: ${bounds.boundMs} ms, and less where the handler works or is dead.`);
   for (const [signal, ms] of Object.entries(replacedMs)) {
     if (ms !== null) text.push(`A guard that got ${signal} was replaced within ${ms} ms.`);
+  }
+  if (windows.episodes > 0) {
+    text.push(
+      `Overcharge windows were asked for in ${windows.episodes} episodes: ${windows.opened} opened, ${windows.refused} refused; ` +
+        `${windows.hit} faults came while one was there; the jobs took ${Math.round(windows.takenBytes / 1024)} KiB of one at most.`,
+    );
   }
   if (nobody.episodes > 0) {
     text.push(

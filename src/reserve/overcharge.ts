@@ -156,6 +156,7 @@ export class OverchargeWindow implements AsyncDisposable {
   readonly #frozen: FrozenJobs;
   readonly #name = `${WINDOW_PREFIX}${process.pid}-${nextWindow++}`;
   readonly #ending = new AbortController();
+  readonly #spawned = new Set<ChildProcess>();
   #raised: Raise | null = null;
   #memcg: Memcg | null = null;
   #entry: Entry | null = null;
@@ -324,7 +325,16 @@ export class OverchargeWindow implements AsyncDisposable {
       );
     }
     if (!this.open) throw new ReprieveError('ERR_REPRIEVE_RESERVE_CLOSED', 'The overcharge window was closed');
-    return spawn('/bin/sh', ['-c', 'echo 0 >"$0/cgroup.procs" && exec "$@"', this.directory, file, ...args], options);
+    const words = ['-c', 'echo 0 >"$0/cgroup.procs" && exec "$@"', this.directory, file, ...args];
+    const child = spawn('/bin/sh', words, options);
+    this.#spawned.add(child);
+    child.once('exit', () => this.#spawned.delete(child));
+    return child;
+  }
+
+  /** Kills what `spawn` started: it may not have joined yet, and would do so when the others are dead. */
+  killSpawned(): void {
+    for (const child of this.#spawned) child.kill('SIGKILL');
   }
 
   /** The limit that the jobs have. */
@@ -418,22 +428,24 @@ export class OverchargeWindow implements AsyncDisposable {
 
   async #empty(): Promise<void> {
     const memcg = this.#memcg;
+    this.killSpawned();
     if (memcg === null) return;
-    const { hierarchy } = this.#ground;
-    const end = hierarchy.clock.nowUs() + LONGEST_DEATH_MS * 1000;
-    const killing = hierarchy.startKilling(() => {});
+    const { clock } = this.#ground.hierarchy;
+    const end = clock.nowUs() + LONGEST_DEATH_MS * 1000;
+    while (this.#kill(memcg) > 0 && clock.nowUs() < end) await this.#pause(1);
+    this.#setup.record.maxCharged = peakOf(memcg);
+  }
+
+  /** SIGKILL for all that is in it; how many are not gone. */
+  #kill(memcg: Memcg): number {
+    const all = [memcg, ...openDescendants(memcg)];
+    const killing = this.#ground.hierarchy.startKilling(() => {});
     try {
-      for (;;) {
-        const all = [memcg, ...openDescendants(memcg)];
-        killing.round(all);
-        const left = all.reduce((sum, one) => sum + pidsIn(one).length, 0);
-        closeAll(all.slice(1));
-        if (left === 0 || hierarchy.clock.nowUs() > end) break;
-        await this.#pause(1);
-      }
-      this.#setup.record.maxCharged = peakOf(memcg);
+      killing.round(all);
+      return all.reduce((sum, one) => sum + pidsIn(one).length, 0);
     } finally {
       killing.close();
+      closeAll(all.slice(1));
     }
   }
 
@@ -454,7 +466,7 @@ export class OverchargeWindow implements AsyncDisposable {
     }
   }
 
-  /** With what was made in it. A process that is gone may be in it for a moment (EBUSY). */
+  /** With what was made in it. Who is dying is in it for a moment (EBUSY), and others may still have joined. */
   async #remove(): Promise<void> {
     const memcg = this.#memcg;
     this.#memcg = null;
@@ -463,6 +475,7 @@ export class OverchargeWindow implements AsyncDisposable {
       const end = clock.nowUs() + LONGEST_DEATH_MS * 1000;
       while (!removeBelow(this.#setup.owner, memcg)) {
         if (clock.nowUs() > end) throw new Error(`${memcg.path} cannot be removed: it is in use`);
+        this.#kill(memcg);
         await this.#pause(2);
       }
       memcg.close();

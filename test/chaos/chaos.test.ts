@@ -32,6 +32,7 @@ describeHost('the chaos runner', () => {
     ['scores', /oom_score_adj of .* is 1000/],
     ['kills', /gave it to the kernel while somebody waited/],
     ['restraint', /was killed (though memory was back|while .* was dying)/],
+    ['windows', /left: .*reprieve-window-|processes left: /],
   ])('misses the %s when it is switched off', { timeout: 180_000 }, (what, expected) => {
     const { status, episodes } = chaos('--without', what, '--seed', '5', '--episodes', '6', '--faults', faults);
     expect(episodes.flatMap(({ violations }) => violations).join('\n')).toMatch(expected);

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { lowestPriority, type OomCondition, type OverchargeWindow, type WatchOptions } from '../../src/index.js';
 import { workloadPath } from '../../src/native.js';
-import { startHandler } from '../support/handler-process.js';
+import { isRunning, startHandler } from '../support/handler-process.js';
 import { describeHost, type Host, type Job, MiB, useHost } from '../support/memcg.js';
 
 const LIMIT = 'memory.limit_in_bytes';
@@ -534,6 +534,86 @@ describeHost('the overcharge window', () => {
     expect(host.field('hog', 'memory.stat', 'rss')).toBeLessThanOrEqual(before);
     await window.close();
     await killAll(host, condition);
+  });
+
+  test('that is closed while programs start in it leaves none of them', async () => {
+    const host = newHost();
+    const { condition } = await leaking(host);
+    for (let count = 0; count < 20; count++) {
+      const window = await condition.reserve.overcharge(RESERVE);
+      const { gone } = await touch(window, MOST); // is not dead at once
+      const late = Array.from({ length: 4 }, () =>
+        once(window.spawn(workloadPath(), ['hold', '--bytes', '64KiB'], { stdio: 'ignore' }), 'exit'),
+      );
+      await window.close();
+      await Promise.all([gone, ...late]);
+    }
+    await killAll(host, condition);
+    const { windows } = await condition.closed;
+    expect(windows.map(({ failed }) => failed)).toEqual(Array(20).fill(null));
+  });
+
+  test('of a handler that exits while programs start in it leaves none of them', async () => {
+    const host = newHost();
+    host.make('', BEFORE);
+    host.make('hog');
+    const handler = await startHandler(
+      host,
+      { reserve: '32MiB' },
+      `options = { respondWithin: 2000 };
+       policy = async (snapshot, { reserve }) => {
+         const window = await reserve.overcharge(${RESERVE});
+         const start = () => {
+           const child = window.spawn(${JSON.stringify(workloadPath())}, ['hold', '--outlive-parent'], { stdio: 'ignore' });
+           child.kill('SIGSTOP'); // most have not joined yet
+           return child.pid;
+         };
+         say('pids', ...Array.from({ length: 8 }, start));
+         process.exit(3);
+       };`,
+    );
+    await host.start('hog', 'leak --chunk 1MiB --every 1ms');
+    await handler.gone;
+    const [, ...pids] =
+      handler.lines
+        .find((line) => line.startsWith('pids'))
+        ?.split(' ')
+        .map(Number) ?? [];
+    expect(pids).toHaveLength(8);
+    await host.until(() => host.read('', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+    await host.until(() => !pids.some(isRunning), 'what ran in the window is dead', 5_000);
+  });
+
+  test('whose limit is due when the guard takes over leaves its handler be', async () => {
+    const host = newHost();
+    host.make('', BEFORE);
+    host.make('hog');
+    const file = `${host.tmpfs()}/file`;
+    // What was written to a tmpfs stays in use when who wrote it is dead.
+    const handler = await startHandler(
+      host,
+      { reserve: '32MiB' },
+      `options = { respondWithin: 2000, handleWithin: 4000 };
+       policy = async (snapshot, { reserve }) => {
+         const window = await reserve.overcharge(${RESERVE});
+         window.spawn(${JSON.stringify(workloadPath())}, ['hold', '--bytes', '${8 * MiB}', '--file', '${file}'], { stdio: ['ignore', 'pipe', 'ignore'] })
+           .stdout.once('data', () => window.close().then(() => say('due')));
+         await new Promise(() => {});
+       };`,
+    );
+    const hog = await host.start('hog', 'leak --chunk 1MiB --every 1ms');
+    await host.until(() => handler.lines.includes('due'), 'the window is closed');
+    expect(Number(host.read('', LIMIT))).toBeGreaterThan(BEFORE);
+    handler.child.kill('SIGSTOP');
+    await hog.gone;
+    await host.until(() => host.read('', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+    await sleep(1_000); // its look for what is due, once a second, is then what comes first
+    handler.child.kill('SIGCONT');
+    await Promise.race([
+      host.until(() => handler.lines.some((line) => line.startsWith('revoked')), 'it is told'),
+      handler.gone.then(() => Promise.reject(new Error('it ended by itself'))),
+    ]);
+    expect(handler.child.exitCode).toBeNull();
   });
 
   for (const how of ['SIGKILL', 'SIGSTOP'] as const) {
