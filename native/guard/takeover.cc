@@ -19,6 +19,7 @@ constexpr uint64_t kStep = 5 * kMillisecond;
 constexpr uint64_t kGrace = 10 * kMillisecond;
 /** What a death brings back is not there at once. */
 constexpr uint64_t kAfterDeath = 20 * kMillisecond;
+constexpr uint64_t kAfterThaw = 30 * kMillisecond;
 constexpr uint64_t kLongestDeath = kSecond;
 constexpr uint64_t kReleaseEvery = 50 * kMillisecond;
 /** under_oom falls for a moment whenever waiters are woken. */
@@ -87,8 +88,8 @@ int Takeover::run(Reason reason, const Slot* cause) {
   do {
     if (kKills) climb();
     putBack(State::kWindows | State::kLimits);
-    putBack(State::kFreezers);
-    // Those that were thawed may use up at once what has come back.
+    // Those that are thawed may use up at once what has come back, and have to try for that to be seen.
+    if (putBack(State::kFreezers).restored > 0) sleepUs(kAfterThaw);
   } while (kKills && !exhausted_ && somebodyWaits());
   release();
   awaitWaiters(kLongestSettling);
