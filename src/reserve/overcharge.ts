@@ -421,6 +421,8 @@ export class OverchargeWindow implements AsyncDisposable {
         if (!isVanished(error)) record.failed = (error as Error).message;
       }
     }
+    this.#memcg?.close();
+    this.#memcg = null;
     record.closedUs = sinceUs();
     this.#ground.windows.delete(this);
     closed();
@@ -469,7 +471,6 @@ export class OverchargeWindow implements AsyncDisposable {
   /** With what was made in it. Who is dying is in it for a moment (EBUSY), and others may still have joined. */
   async #remove(): Promise<void> {
     const memcg = this.#memcg;
-    this.#memcg = null;
     if (memcg !== null) {
       const { clock } = this.#ground.hierarchy;
       const end = clock.nowUs() + LONGEST_DEATH_MS * 1000;
@@ -478,7 +479,6 @@ export class OverchargeWindow implements AsyncDisposable {
         this.#kill(memcg);
         await this.#pause(2);
       }
-      memcg.close();
     }
     this.#entry?.clear();
   }
