@@ -2,7 +2,7 @@ import { addAbortListener, EventEmitter } from 'node:events';
 import { ScoreRegister } from './action/scores.js';
 import type { Capabilities } from './capabilities.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
-import { isAtOrBelow } from './cgroup/cgroup.js';
+import { closeAll, isAtOrBelow } from './cgroup/cgroup.js';
 import { OomCondition } from './condition/condition.js';
 import {
   DRILL_LADDER,
@@ -407,16 +407,26 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const { own } = this.#ground;
     if (own.use !== 'step-out') return;
     for (const path of this.#owners.values()) if (this.#livesIn(path)) return;
-    for (const { path, self } of this.#watches) {
-      if (self === undefined || !this.#livesIn(path)) continue;
-      try {
-        if (self.memcg.usage() > self.memcg.limit() * BACK_AT) return;
-      } catch (error) {
-        if (!isVanished(error)) throw error; // its watch ends
-      }
-    }
+    if (own.isOut && this.#isHomeFull()) return;
     const whyNot = own.stepBack();
     if (whyNot !== null) this.#tell('warning', `The handler stays in ${own.path}: ${whyNot}`);
+  }
+
+  /** Where the process would go back to, watched or not. */
+  #isHomeFull(): boolean {
+    const { own, hierarchy } = this.#ground;
+    const opened: Memcg[] = [];
+    try {
+      if (own.path === undefined || own.path === '/') return false;
+      opened.push(...openAbove(hierarchy, own.path), hierarchy.open(own.path));
+      return opened.some((memcg) => memcg.usage() > memcg.limit() * BACK_AT);
+    } catch (error) {
+      const gone = isVanished(error) || (error as ReprieveError).code === 'ERR_REPRIEVE_NOT_A_MEMCG'; // going back says so
+      if (!gone) this.#tell('warning', `looking at ${own.path}: ${(error as Error).message}`);
+      return false;
+    } finally {
+      closeAll(opened);
+    }
   }
 
   /** Nothing is tried that would fail, or park us, in the memcg that holds us: the guard can do all of it. */
@@ -531,7 +541,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         this.#keepLikely(); // a leak that is quick was not there at the last tick
         this.#runDrill(self, now);
       } catch (error) {
-        if (!isVanished(error)) throw error; // its signal tells
+        if (!isVanished(error)) this.#tell('warning', `a drill in ${watch.scope}: ${(error as Error).message}`);
       }
     });
   }
@@ -666,7 +676,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#warmUps = WARM_UPS;
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
       this.#publish();
-      this.#ground.heap.tend();
+      // A collection where memory is short, and nobody can step out, may be the end of us.
+      if (![...this.#watches].some(({ path }) => this.#isUnableIn(path))) this.#ground.heap.tend();
       for (const watch of this.#watches) {
         watch.tick();
         // What is not used for a while is no longer in the caches, and V8 drops its compiled code.
@@ -674,6 +685,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         if (this.#ground.drill && self !== undefined && !this.#isUnableIn(watch.path)) void this.#drillBySignal(self);
       }
       this.#stepBack();
+      this.#ground.own.fetchPrograms();
       this.#keepLikely();
       if (this.#watches.size > 0) this.#tick();
     });
@@ -690,7 +702,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       windows: this.windows,
     };
     const text = JSON.stringify(status);
-    if (this.#ground.publish === null || this.#published === text || this.#closing !== null) return;
+    const revoked = this.#ground.guard?.epoch.revoked === true; // what is written then is for nobody, and stays
+    if (this.#ground.publish === null || this.#published === text || this.#closing !== null || revoked) return;
     try {
       this.#ground.publish(status);
     } catch (error) {

@@ -72,7 +72,10 @@ int restoreInstance(int base, const Instance& instance) {
     return kRestored;
   }
   // The last thing to go before the directory itself: somebody was stopped in between.
-  if (number == ENOENT && !instance.dryRun && unlinkat(base, instance.name, AT_REMOVEDIR) == 0) return kRestored;
+  if (number == ENOENT && !instance.dryRun) {
+    for (const char* file : {"status", "status.new"}) unlinkat(directory.get(), file, 0);
+    if (unlinkat(base, instance.name, AT_REMOVEDIR) == 0) return kRestored;
+  }
   if (number != 0) return fail(instance, "its state cannot be read", number);
 
   Instance copy = instance;

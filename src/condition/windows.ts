@@ -147,11 +147,11 @@ export class ConditionWindows {
   /** Puts a limit back that was due, now that somebody has died. */
   settleLimit(): void {
     const { overcharge, owner, step } = this.#setup;
-    const due = this.records.find(({ limit }) => limit === 'due');
-    if (overcharge === null || due === undefined) return;
+    const due = this.records.filter(({ limit }) => limit === 'due');
+    if (overcharge === null || due.length === 0) return;
     overcharge.limits.settle();
     if (overcharge.limits.due(owner) > 0) return;
-    due.limit = 'back';
+    for (const record of due) record.limit = 'back';
     step('the limit is as it was');
   }
 }

@@ -1,7 +1,7 @@
 import type { Memcg } from '../cgroup/cgroup.js';
 import { finiteLimits, type LimitName, usageOf } from '../cgroup/v1.js';
 import type { Clock } from '../clock.js';
-import { fromSystem, isRevoked, isVanished, type SystemError } from '../errors.js';
+import { fromSystem, isRevoked, isVanished, ReprieveError, type SystemError } from '../errors.js';
 import type { ControlFiles, PutBack } from '../guard/control-files.js';
 
 /** A limit below what is used is tried again after this time, in milliseconds, if nobody asks before. */
@@ -56,17 +56,31 @@ export class RaisedLimits {
     raised.memcg = memcg; // the handle before may have been closed
     const standing = sum(raised.raises, false);
     const before = raised.limits.map(({ name, bytes: limit }) => ({ name, bytes: limit + standing }));
-    const raise: Raise = { bytes, due: false, before, memcg, freed };
+    if (raised.raises.size > 0) this.#mustStand(raised);
+    const failed: Raise = { bytes, due: false, before, memcg, freed: () => {} };
     this.#raised.set(memcg.inode, raised);
-    raised.raises.add(raise);
+    raised.raises.add(failed);
     try {
       // That of memory and swap first: the one of memory may not be above it (EINVAL).
       for (const limit of raised.limits) this.#set(raised, limit, sum(raised.raises));
     } catch (error) {
-      this.lower(raise);
+      this.lower(failed);
       throw fromSystem(error, `raising the limit of memcg ${memcg.path}`);
     }
+    const raise = { ...failed, freed };
+    raised.raises.delete(failed);
+    raised.raises.add(raise);
     return raise;
+  }
+
+  /** A limit that somebody else has set since is not to be lost under another one of ours. */
+  #mustStand({ memcg, limits }: Raised): void {
+    const changed = limits.find(({ name }) => !this.#files.stands('memory', memcg.path, name));
+    if (changed === undefined) return;
+    throw new ReprieveError(
+      'ERR_REPRIEVE_SYSTEM',
+      `raising the limit of memcg ${memcg.path}: somebody else has changed ${changed.name} since it was raised`,
+    );
   }
 
   #set({ memcg }: Raised, { name, bytes }: Limit, extra: number): void {

@@ -29,6 +29,8 @@ export interface OwnMemcg {
   stepOut(): void;
   /** Back again. @returns why it cannot, in which case it stays outside for good; null if it could */
   stepBack(): string | null;
+  /** Programs that were started outside go back too: those that have stayed outside since the call before. */
+  fetchPrograms(): void;
   /** The way of `stepOut`, without the deed. */
   drill(): void;
   /** Starts a program that must not live in what is watched. */
@@ -47,6 +49,7 @@ export const NO_OWN_MEMCG: OwnMemcg = {
   locate() {},
   stepOut() {},
   stepBack: () => null,
+  fetchPrograms() {},
   drill() {},
   startOutside: (start) => start(),
   leave() {},
@@ -93,6 +96,8 @@ class Refuge {
   readonly #users = new Set<OwnMemcg>();
   readonly #holders = new Set<OwnMemcg>();
   readonly #guards = new Map<OwnMemcg, number>();
+  /** Programs that were here at the last look. */
+  #strayed = new Set<string>();
 
   /** @throws the system's error; nothing is left then */
   constructor(mount: CgroupMount) {
@@ -147,12 +152,32 @@ class Refuge {
   /** @throws the system's error if the memcg it came from is gone, say: then it is held on */
   release(user: OwnMemcg): void {
     if (!this.#holders.has(user)) return;
-    if (this.#holders.size === 1 && this.#home !== null) {
-      // Those first that were started meanwhile: to list them something has to be opened.
-      for (const pid of this.#strangers()) attemptMove(this.#home.procs, pid);
-      this.#home.procs.write(MYSELF);
-    }
+    if (this.#holders.size === 1) this.#home?.procs.write(MYSELF);
     this.#holders.delete(user);
+  }
+
+  /**
+   * Moves programs back that were born here. One that was just started may be about to join a memcg by itself, and what we
+   * write would come after that (each waits for an RCU grace period): so only who is here the second time.
+   */
+  fetch(): void {
+    if (this.#holders.size > 0 || this.#home === null) return;
+    const here = this.#strangers();
+    for (const pid of here) if (this.#strayed.has(pid)) this.#moveHome(pid, this.#home);
+    this.#strayed = new Set(here);
+  }
+
+  /** False if it could not be moved because of the memcg. One that has left by itself is not moved. */
+  #moveHome(pid: string, home: Held): boolean {
+    return !this.#isHere(pid) || attemptMove(home.procs, pid);
+  }
+
+  #isHere(pid: string): boolean {
+    try {
+      return cgroupPathOf(readFileSync(`/proc/${pid}/cgroup`, 'utf8'), 'memory', this.#mount) === this.path;
+    } catch {
+      return false; // it is gone
+    }
   }
 
   /** The same as `hold`, up to the write. */
@@ -192,8 +217,8 @@ class Refuge {
     try {
       for (const pid of this.#listed()) {
         // A guard may have something to do yet, and not where it may be full.
-        if (!guards.has(pid) && this.#home !== null && attemptMove(this.#home.procs, pid)) continue;
-        this.#root.writeFile('cgroup.procs', pid);
+        if (!guards.has(pid) && this.#home !== null && this.#moveHome(pid, this.#home)) continue;
+        if (this.#isHere(pid)) this.#root.writeFile('cgroup.procs', pid);
       }
       this.#root.removeDirectory(this.path.slice(1));
     } finally {
@@ -366,6 +391,10 @@ class RealOwnMemcg implements OwnMemcg {
       this.whyNot = `it cannot go back to where it was: ${(error as SystemError).message}`;
       return this.whyNot;
     }
+  }
+
+  fetchPrograms(): void {
+    if (this.use === 'step-out' && !this.#out) this.#refuge?.fetch();
   }
 
   drill(): void {

@@ -1,5 +1,6 @@
 // A handler that lives in the very memcg that is full.
 import { existsSync, readFileSync, rmdirSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import type { Report } from '../../src/index.js';
 import { deadlines, expectAllBack, guard, oom, recordIn, stage } from '../support/guarded.js';
@@ -95,6 +96,23 @@ describeHost('a handler that steps out of what it watches', () => {
     expect(await recordIn(host, state)).toMatch(/reason died.*kills batch/s);
   });
 
+  test('and does not take what it starts from where that has gone by itself', async () => {
+    const host = newHost();
+    host.make('', 160 * MiB);
+    for (const below of ['home', 'batch', 'jobs']) host.make(below);
+    const join = `echo 0 >${host.file('jobs', 'cgroup.procs')} && exec sleep 60`;
+    const body = `${lowest} const { spawn } = await import('node:child_process');
+      handler.on('report', () => say('child', spawn('/bin/sh', ['-c', ${JSON.stringify(join)}], { stdio: 'ignore' }).pid));`;
+    const handler = await startHandler(host, open(host), body, host.scope, 'home');
+    for (let episode = 1; episode <= 5; episode++) {
+      await leakIn(host, 'batch');
+      await host.until(() => handler.lines.filter((line) => line.startsWith('child')).length === episode, 'it reports');
+    }
+    await sleep(3_000); // it fetches what it has started once a second
+    const children = handler.lines.filter((line) => line.startsWith('child')).map((line) => Number(line.split(' ')[1]));
+    expect(children.map(placeOf)).toEqual(Array(5).fill(`${host.path}/jobs`));
+  });
+
   test('and stays outside when the memcg that it came from was removed', async () => {
     const host = newHost();
     room(host, 128);
@@ -150,7 +168,8 @@ describeHost('a handler that steps out of what it watches', () => {
     }
     const child = Number(/^child (\d+)$/m.exec(handler.lines.join('\n'))?.[1]);
     host.onClear(() => process.kill(child, 'SIGKILL'));
-    expect([placeOf(child), placeOf(handler.guardPid)]).toEqual([`${host.path}/home`, refugeOf(handler)]);
+    await host.until(() => placeOf(child) === `${host.path}/home`, 'what it started there follows');
+    expect(placeOf(handler.guardPid)).toBe(refugeOf(handler));
     handler.child.kill('SIGTERM');
     await handler.gone;
     expect(existsSync(`/sys/fs/cgroup/memory${refugeOf(handler)}`)).toBe(false);
@@ -182,7 +201,9 @@ describeHost('a handler that may not leave what it watches', () => {
     expect([placeOf(handler.pid), placeOf(handler.guardPid)]).toEqual([host.path, refugeOf(handler)]);
     batch.go();
     await batch.gone;
-    await host.until(() => handler.lines.some((line) => line.startsWith('revoked')), 'it is told');
+    // V8 may end it, when the kernel refuses it memory: the guard acts then as well.
+    const isDead = () => handler.child.signalCode === 'SIGABRT';
+    await host.until(() => isDead() || handler.lines.some((line) => line.startsWith('revoked')), 'it is told');
     const cannot = /neither open a file nor list processes \(ENOMEM\), and a page fault of its own parks it/;
     const told = handler.lines.filter((line) => /^(warning|revoked)/.test(line));
     expect(told[0]).toMatch(/^warning .* holds this handler .*: while that is full .* the guard acts for it/);
@@ -192,7 +213,8 @@ describeHost('a handler that may not leave what it watches', () => {
       expect(text).not.toMatch(/failed|kills/);
     }
     expect(await recordIn(host, state)).toMatch(/kills batch/);
-    expect([web.alive(), oom(host, 'batch', 'oom_kill'), placeOf(handler.pid)]).toEqual([true, 0, host.path]);
+    expect([web.alive(), oom(host, 'batch', 'oom_kill')]).toEqual([true, 0]);
+    if (!isDead()) expect(placeOf(handler.pid)).toBe(host.path);
     await expectAllBack(host, handler, state);
     handler.child.kill('SIGKILL');
   });

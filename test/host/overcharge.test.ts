@@ -528,7 +528,10 @@ describeHost('the overcharge window', () => {
     const { condition } = await leaking(host);
     const window = await condition.reserve.overcharge(RESERVE);
     const late = await host.start('hog', 'leak --chunk 64KiB --every 20ms');
-    await host.until(() => freezerPathOf(late.pid)?.includes('reprieve-frozen') === true, 'it is frozen');
+    await host.until(() => {
+      const path = freezerPathOf(late.pid) ?? '';
+      return path.includes('reprieve-frozen') && freezerStateOf(`${FREEZER}${path}`) === 'FROZEN';
+    }, 'it is frozen');
     const before = host.field('hog', 'memory.stat', 'rss');
     await sleep(150);
     expect(host.field('hog', 'memory.stat', 'rss')).toBeLessThanOrEqual(before);

@@ -32,6 +32,7 @@ class Place implements OwnMemcg {
     this.moves.push('back');
     return null;
   }
+  fetchPrograms() {}
   drill() {}
   startOutside: OwnMemcg['startOutside'] = (start) => start();
   leave() {}
