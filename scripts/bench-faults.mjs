@@ -16,14 +16,14 @@ import { compile, root } from './cache.mjs';
 
 const USAGE = `Usage: npm run bench:faults -- [options]
 
-  --conditions N   for each shape, with the drill and without (200)
+  --conditions N   for each shape, with the drill, with a fixed heap too, and without (200)
   --limit SIZE     of the memcg (128MiB)
   --json           print every condition as JSON
   --help           print this`;
 const SHAPES = { 'one leaking process': 1, 'eight leaking processes': 8 };
 /** Processes of a victim whose killing is measured by itself. */
 const VICTIMS = [1, 8, 64];
-const SIDES = { drill: [], 'no drill': ['--no-drill'] };
+const SIDES = { drill: [], 'fixed heap': ['--fixed-heap'], 'no drill': ['--no-drill'] };
 /** A run that takes longer than this for each condition is stopped, and shows what it has. */
 const MEAN_CONDITION_MS = 2_000;
 

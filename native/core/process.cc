@@ -21,8 +21,10 @@ namespace {
 // SCHED_FLAG_RESET_ON_FORK of <linux/sched.h>, which does not go together with <sched.h>.
 constexpr uint64_t kResetOnFork = 1;
 
-/** What is as large as this may be a thread's stack: 8 MiB are usual. */
-constexpr size_t kStack = size_t{4} << 20;
+/** V8's pages lie in pieces of 256 KiB, some side by side. What is larger is a thread's stack, or a program's own. */
+constexpr size_t kLargest = size_t{2} << 20;
+/** A program that has more than this in such pieces is not to be faulted in as a whole. */
+constexpr size_t kMost = size_t{32} << 20;
 
 /** V8's optimising compiler takes a few 100 KiB at a time. */
 [[maybe_unused]] constexpr int kPad = 1 << 20;
@@ -120,7 +122,7 @@ std::vector<Range> writableRanges(std::string_view maps) {
   std::vector<Range> ranges;
   forEachMapping(maps, [&](const Range& range, std::string_view mode, std::string_view name) {
     if (mode != "rw-p" && mode != "rwxp") return;
-    if (range.bytes < kStack || name == "[heap]") ranges.push_back(range);
+    if (name == "[heap]" || (range.bytes <= kLargest && !name.starts_with('/'))) ranges.push_back(range);
   });
   return ranges;
 }
@@ -133,6 +135,7 @@ Result<size_t> populate() {
   if (!text) return text.error();
   size_t bytes = 0;
   for (const Range& range : writableRanges(*text)) {
+    if (bytes > kMost) break;
     // Fails where another thread has unmapped or protected something of it since the text was made.
     if (madvise(reinterpret_cast<void*>(range.start), range.bytes, MADV_POPULATE_WRITE) == 0) bytes += range.bytes;
   }

@@ -63,8 +63,8 @@ struct Range {
 std::vector<Range> textRanges(std::string_view maps);
 
 /**
- * Ranges of memory that the program writes, in such a text: malloc's heap, and other private mappings of less than
- * 4 MiB. Stacks of threads are larger, and most of one is never touched.
+ * Ranges of memory that the program writes, in such a text: malloc's heap, and other private mappings of up to 2 MiB
+ * that are of no file. Stacks of threads are larger, and most of one is never touched.
  */
 std::vector<Range> writableRanges(std::string_view maps);
 
@@ -72,7 +72,7 @@ std::vector<Range> writableRanges(std::string_view maps);
  * Faults in, for writing, what is mapped of writableRanges and not there: pages that V8 and malloc have taken and not
  * touched, and those that are shared with a child since a fork. Changes no contents. EINVAL before Linux 5.14
  * (MADV_POPULATE_WRITE, madvise(2)). How many bytes are there then: a mapping that another thread changes meanwhile is
- * passed over.
+ * passed over. It goes no further than 32 MiB.
  */
 Result<size_t> populate();
 

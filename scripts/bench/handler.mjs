@@ -1,11 +1,11 @@
 // The handler under test, in a process of its own: watches the memcg given and prints each report as a line of JSON.
-// Ends when its stdin does. With --no-drill nothing is done before a kill is needed.
+// Ends when its stdin does. With --no-drill nothing is done before a kill is needed; --fixed-heap does all that can be.
 import { lowestPriority, OomHandler } from '../../dist/index.js';
 
-const [path, drill] = process.argv.slice(2);
+const [path, side] = process.argv.slice(2);
 process.on('SIGINT', () => {}); // Ctrl-C reaches the whole process group; whoever started this ends it in order
 
-const handler = await OomHandler.open({ drill: drill !== '--no-drill' });
+const handler = await OomHandler.open({ drill: side !== '--no-drill', fixedHeap: side === '--fixed-heap' });
 const { scheduling } = handler.capabilities;
 if (scheduling?.got !== 'realtime') {
   await handler.close();

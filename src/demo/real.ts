@@ -39,7 +39,7 @@ export async function openRealStage(): Promise<Stage | string> {
 
   let handler: OomHandler;
   try {
-    handler = await OomHandler.open();
+    handler = await OomHandler.open({ fixedHeap: true });
   } catch (error) {
     clearFiles();
     if (error instanceof ReprieveError && error.code === 'ERR_REPRIEVE_UNSUPPORTED') return error.message;

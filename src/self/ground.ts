@@ -30,10 +30,15 @@ export interface HandlerOptions {
   /** Lock the program text into memory; true by default. */
   lockText?: boolean;
   /**
-   * Keep the way from event to kill ready: it is gone through at `watch()` and once a second, V8's young generation is fixed
-   * in size and its pages are kept there. True by default; a program that allocates much may want a heap that grows.
+   * Keep the way from event to kill ready: it is gone through at `watch()` and once a second, and pages that V8 and malloc
+   * have taken are kept there. True by default.
    */
   drill?: boolean;
+  /**
+   * Also fix V8's young generation in size, and have malloc keep more than it needs: for a process that handles and does
+   * little else. A program that allocates much would be slowed several times by it. False by default.
+   */
+  fixedHeap?: boolean;
   /**
    * How this process keeps clear of the memcgs that it watches. `true` (the default) moves it to a memcg of its own;
    * `'step-out'` leaves it where it is, has such a memcg ready, and steps out to it while one that holds the process is
@@ -100,6 +105,8 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
   }
   const drill = options.drill ?? true;
   if (typeof drill !== 'boolean') throw invalidOption('the `drill` option', 'true or false', drill);
+  const fixedHeap = options.fixedHeap ?? false;
+  if (typeof fixedHeap !== 'boolean') throw invalidOption('the `fixedHeap` option', 'true or false', fixedHeap);
   const guardOptions = checkGuardOptions(options.guard ?? true);
   const ownUse = checkOwnMemcg(options.ownMemcg ?? true);
   const stateDirectory = options.stateDirectory ?? STATE_DIRECTORY;
@@ -146,7 +153,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     undo.push(() => own.leave());
     const hardening = harden(scheduling, options.lockText ?? true);
     undo.push(() => hardening.undo());
-    const heap = new OwnHeap(drill);
+    const heap = new OwnHeap(drill, fixedHeap);
     undo.push(() => heap.close());
     const hierarchy = new HierarchyV1(mount.point, instance.ledger, epoch);
     files = new ControlFiles(instance.ledger, epoch, points);

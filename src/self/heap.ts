@@ -29,18 +29,41 @@ export interface Heap {
 
 /** What became of it. */
 export interface YoungGeneration {
-  /** Its size, which is fixed; 0 with the reason where nothing is done. */
+  /** Its size when the handler was opened; 0 with the reason where nothing is done. */
   bytes: number;
+  /** It does not grow. */
+  fixed: boolean;
   /** Null, or what could not be done, at the latest try. */
   whyNot: string | null;
 }
 
-/** The young generation does not grow, and code that was compiled for a kill is not dropped for want of kills. */
-const STEADY = ['--semi-space-growth-factor=1', '--no-flush-bytecode'];
-const V8_DEFAULTS = ['--semi-space-growth-factor=2', '--flush-bytecode'];
+/** Flags of V8 with what they are by default (Node 20), and how many handlers of this process stand on each. */
+const FLAGS = {
+  /** Code that was compiled for a kill is not dropped for want of kills. */
+  keepCode: { set: '--no-flush-bytecode', unset: '--flush-bytecode', users: 0 },
+  /** The young generation does not grow. */
+  fixed: { set: '--semi-space-growth-factor=1', unset: '--semi-space-growth-factor=2', users: 0 },
+};
 
-/** Handlers of this process that stand on the flags. */
-let users = 0;
+/** Whoever started node with a flag of that name wants it so. */
+function isGiven(flag: string): boolean {
+  const name = (flag.split('=')[0] ?? '').replace(/^--(no-)?/, '').replaceAll('_', '-');
+  const given = [...process.execArgv, ...(process.env.NODE_OPTIONS ?? '').split(/\s+/)];
+  return given.some((argument) => argument.replaceAll('_', '-').includes(name));
+}
+
+function raiseFlag(name: keyof typeof FLAGS): void {
+  const flag = FLAGS[name];
+  if (flag.users++ === 0 && !isGiven(flag.set)) setFlagsFromString(flag.set);
+}
+
+function lowerFlag(name: keyof typeof FLAGS): void {
+  const flag = FLAGS[name];
+  if (--flag.users === 0 && !isGiven(flag.set)) setFlagsFromString(flag.unset);
+}
+
+/** Pages are faulted in again only after so many times as long as the last time took. */
+const POPULATE_SHARE = 100;
 
 /** Pauses that are remembered. */
 const MOST_PAUSES = 64;
@@ -54,10 +77,15 @@ export class OwnHeap implements Heap {
   readonly #pauses: { atUs: number; us: number }[] = [];
   readonly #observer: PerformanceObserver;
   readonly #collect: (() => void) | null;
+  readonly #flags: (keyof typeof FLAGS)[];
   #closed = false;
+  #notBeforeMs = 0;
 
-  /** @param steady keep it ready; else only the pauses are counted */
-  constructor(steady: boolean) {
+  /**
+   * @param steady keep it ready; else only the pauses are counted
+   * @param fixed the young generation may not grow, and malloc keeps more than it needs
+   */
+  constructor(steady: boolean, fixed: boolean) {
     this.#observer = new PerformanceObserver((list) => {
       this.#note(list.getEntries());
       if (this.#collect !== null) this.#populate();
@@ -75,21 +103,25 @@ export class OwnHeap implements Heap {
       }
     }
     this.#collect = collect;
-    if (collect !== null) {
-      this.#native.padMalloc();
-      if (users++ === 0) for (const flag of STEADY) setFlagsFromString(flag);
-    }
-    this.young = { bytes: collect === null ? 0 : youngSpace().size, whyNot };
+    this.#flags = collect === null ? [] : fixed ? ['keepCode', 'fixed'] : ['keepCode'];
+    for (const flag of this.#flags) raiseFlag(flag);
+    if (this.#flags.includes('fixed')) this.#native.padMalloc();
+    this.young = { bytes: collect === null ? 0 : youngSpace().size, fixed: this.#flags.includes('fixed'), whyNot };
   }
 
   /** For want of a descriptor, say, it may fail: faults are met then, and nothing else is amiss. */
   #populate(): void {
+    const beganMs = performance.now();
+    if (beganMs < this.#notBeforeMs) return;
     try {
       this.#native.populate();
       this.young.whyNot = null;
     } catch (error) {
       this.young.whyNot = (error as SystemError).message;
     }
+    // A tenth of a millisecond in a small program; in a large one it is not to take more than its share.
+    const endedMs = performance.now();
+    this.#notBeforeMs = endedMs + (endedMs - beganMs) * POPULATE_SHARE;
   }
 
   #note(entries: readonly { startTime: number; duration: number }[]): void {
@@ -116,12 +148,14 @@ export class OwnHeap implements Heap {
     this.#observer.disconnect();
     if (this.#collect === null || this.#closed) return;
     this.#closed = true;
-    if (--users === 0) for (const flag of V8_DEFAULTS) setFlagsFromString(flag);
+    for (const flag of this.#flags) lowerFlag(flag);
   }
 }
 
 /** V8 gives its collector to contexts that are made while the flag is set. */
 function minorCollector(): () => void {
+  const { gc: exposed } = globalThis as { gc?: (options: { type: 'minor' }) => void };
+  if (exposed !== undefined) return () => exposed({ type: 'minor' }); // node --expose-gc: leave that as it is
   setFlagsFromString('--expose-gc');
   try {
     const gc = runInNewContext('gc') as (options: { type: 'minor' }) => void;

@@ -69,6 +69,9 @@ describeHost('an episode on a real memcg', () => {
     await handler.watch(host.scope, { policy: lowestPriority });
     batch.go();
     expect(await host.report()).toMatchObject({ outcome: 'cleared', victims: [{ name: 'batch' }] });
+    await expect(host.handler({ fixedHeap: 1 as never })).rejects.toThrow(
+      /Expected the `fixedHeap` option to be true or false/,
+    );
     await expect(host.handler({ drill: 1 as never })).rejects.toThrow(
       /Expected the `drill` option to be true or false/,
     );
