@@ -117,9 +117,11 @@ function print(shapes) {
       console.log(`    collector             ${of.collections} pauses, ${of.collectionsUs} µs, in all`);
       console.log(`    wake-up to SIGKILL    p50 ${of.p50} µs, p99 ${of.p99} µs`);
     }
-    const [[, withDrill], [, without]] = all;
-    const ratio = (column) => (without[column] / withDrill[column]).toFixed(2);
-    console.log(`  no drill/drill: p50 ${ratio('p50')}, p99 ${ratio('p99')}`);
+    const [[first, best], ...others] = all;
+    for (const [name, of] of others) {
+      const ratio = (column) => (of[column] / best[column]).toFixed(2);
+      console.log(`  ${name}/${first}: p50 ${ratio('p50')}, p99 ${ratio('p99')}`);
+    }
   }
 }
 

@@ -122,7 +122,7 @@ std::vector<Range> writableRanges(std::string_view maps) {
   std::vector<Range> ranges;
   forEachMapping(maps, [&](const Range& range, std::string_view mode, std::string_view name) {
     if (mode != "rw-p" && mode != "rwxp") return;
-    if (name == "[heap]" || (range.bytes <= kLargest && !name.starts_with('/'))) ranges.push_back(range);
+    if (name == "[heap]" || range.bytes <= kLargest) ranges.push_back(range);
   });
   return ranges;
 }
