@@ -102,12 +102,13 @@ TEST_CASE("writableRanges takes what the program writes, and no stack of a threa
       "1400000-1800000 rw-p 00000000 00:00 0 \n"
       "2000000-2200000 rw-p 00000000 00:00 0 \n"
       "3000000-3201000 rw-p 00000000 00:00 0");
-  REQUIRE(ranges.size() == 4);
+  REQUIRE(ranges.size() == 5);
   CHECK(ranges[0].start == 0x1000);
   CHECK(ranges[0].bytes == 0x2000);
-  CHECK(ranges[1].start == 0x5000);
-  CHECK(ranges[2].start == 0x10000);
-  CHECK(ranges[3].start == 0x2000000);
+  CHECK(ranges[1].start == 0x4000);
+  CHECK(ranges[2].start == 0x5000);
+  CHECK(ranges[3].start == 0x10000);
+  CHECK(ranges[4].start == 0x2000000);
 }
 
 TEST_CASE_FIXTURE(NoLeaks, "probeRelease tells whether process_mrelease exists") {
