@@ -63,8 +63,8 @@ struct Range {
 std::vector<Range> textRanges(std::string_view maps);
 
 /**
- * Ranges of memory that the program writes, in such a text: malloc's heap, and other private mappings of up to 2 MiB
- * that are of no file. Stacks of threads are larger, and most of one is never touched.
+ * Ranges of memory that the program writes, in such a text: malloc's heap, and other private mappings of up to 2 MiB,
+ * such as the data of libraries. Stacks of threads are larger, and most of one is never touched.
  */
 std::vector<Range> writableRanges(std::string_view maps);
 
