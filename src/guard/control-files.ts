@@ -95,6 +95,15 @@ export class ControlFiles {
     return became;
   }
 
+  /** It is somebody else's now: nothing is put back. */
+  forget(hierarchy: keyof Mounts, path: string, name: string): void {
+    const key = keyOf(hierarchy, path, name);
+    const changed = this.#changed.get(key);
+    this.#changed.delete(key);
+    changed?.entry.clear();
+    changed?.directory.close();
+  }
+
   /** Something could not be put back. */
   get pending(): boolean {
     return this.#changed.size > 0;

@@ -20,6 +20,8 @@ interface Raised {
   /** As they were before the first raise, in the order in which they are raised. */
   limits: readonly Limit[];
   raises: Set<Raise>;
+  /** Somebody else has changed one of them since: it is not ours any more. */
+  theirs: boolean;
 }
 
 /** A limit that was raised; several of one memcg add up. */
@@ -52,7 +54,12 @@ export class RaisedLimits {
    * @throws ReprieveError ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED, ERR_REPRIEVE_PERMISSION; nothing is raised then
    */
   raise(memcg: Memcg, bytes: number, freed: (bytes: number) => void = () => {}): Raise {
-    const raised = this.#raised.get(memcg.inode) ?? { memcg, limits: finiteLimits(memcg), raises: new Set() };
+    const raised = this.#raised.get(memcg.inode) ?? {
+      memcg,
+      limits: finiteLimits(memcg),
+      raises: new Set(),
+      theirs: false,
+    };
     raised.memcg = memcg; // the handle before may have been closed
     const standing = sum(raised.raises, false);
     const before = raised.limits.map(({ name, bytes: limit }) => ({ name, bytes: limit + standing }));
@@ -74,12 +81,11 @@ export class RaisedLimits {
   }
 
   /** A limit that somebody else has set since is not to be lost under another one of ours. */
-  #mustStand({ memcg, limits }: Raised): void {
-    const changed = limits.find(({ name }) => !this.#files.stands('memory', memcg.path, name));
-    if (changed === undefined) return;
+  #mustStand({ memcg, limits, theirs }: Raised): void {
+    if (!theirs && limits.every(({ name }) => this.#files.stands('memory', memcg.path, name))) return;
     throw new ReprieveError(
       'ERR_REPRIEVE_SYSTEM',
-      `raising the limit of memcg ${memcg.path}: somebody else has changed ${changed.name} since it was raised`,
+      `raising the limit of memcg ${memcg.path}: somebody else has changed it since it was raised`,
     );
   }
 
@@ -109,11 +115,17 @@ export class RaisedLimits {
         if (extra > 0 && found === 'back') this.#set(raised, limit, extra);
         const now = extra > 0 ? found : this.#files.putBack('memory', memcg.path, limit.name);
         if (now !== 'back') became = now;
+        if (now === 'theirs') raised.theirs = true;
       }
     } catch (error) {
       if (!isNotNow(error)) throw error;
-      this.#again();
-      return 'due';
+      if (!raised.theirs) {
+        this.#again();
+        return 'due';
+      }
+      // What they set does not go with what was there: the other limit is theirs to set as well.
+      for (const { name } of limits) this.#files.forget('memory', memcg.path, name);
+      became = 'theirs';
     }
     for (const raise of raises) if (raise.due) this.#shrink(raised, raise, 0);
     if (raises.size === 0) this.#raised.delete(memcg.inode);
@@ -130,7 +142,7 @@ export class RaisedLimits {
   /** Sets limits that are due as low as the kernel takes them, so that what comes back of them is nobody's. */
   tighten(memcg: Memcg): void {
     const raised = this.#raised.get(memcg.inode);
-    if (raised === undefined) return;
+    if (raised === undefined || raised.theirs) return;
     const { limits, raises } = raised;
     for (let attempt = 0; attempt < TRIES; attempt++) {
       try {
