@@ -1,27 +1,16 @@
 #include "kept_pidfds.h"
 
-#include <poll.h>
-
 #include <algorithm>
 
 #include "pidfd.h"
 
 namespace reprieve {
-namespace {
-
-bool hasExited(const Fd& pidfd) {
-  pollfd entry{pidfd.get(), POLLIN, 0};
-  return poll(&entry, 1, 0) != 0;
-}
-
-}  // namespace
-
 size_t KeptPidfds::keep(std::span<const pid_t> pids) {
   std::vector<Kept> next;
   next.reserve(pids.size());
   for (const pid_t pid : pids) {
     const auto held = std::find_if(kept_.begin(), kept_.end(), [pid](const Kept& kept) { return kept.pid == pid; });
-    const bool lives = held != kept_.end() && held->pidfd && !hasExited(held->pidfd);
+    const bool lives = held != kept_.end() && held->pidfd && !hasExited(held->pidfd.get());
     Fd pidfd = lives ? std::move(held->pidfd) : openPidfd(pid);
     if (pidfd) next.push_back({pid, std::move(pidfd)});
   }

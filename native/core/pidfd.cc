@@ -24,6 +24,11 @@ int sendSignal(int pidfd, int signal) {
   return syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0) == 0 ? 0 : errno;
 }
 
+bool hasExited(int pidfd) {
+  pollfd entry{pidfd, POLLIN, 0};
+  return poll(&entry, 1, 0) == 1;
+}
+
 int releaseMemory(int pidfd) { return syscall(SYS_process_mrelease, pidfd, 0) == 0 ? 0 : errno; }
 
 Result<Pidfd> Pidfd::open(pid_t pid) {
@@ -34,10 +39,7 @@ Result<Pidfd> Pidfd::open(pid_t pid) {
   return process;
 }
 
-bool Pidfd::exited() const {
-  pollfd entry{fd_.get(), POLLIN, 0};
-  return poll(&entry, 1, 0) == 1;
-}
+bool Pidfd::exited() const { return hasExited(fd_.get()); }
 
 Result<bool> Pidfd::signal(int signal) const {
   const int number = sendSignal(fd_.get(), signal);

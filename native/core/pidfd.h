@@ -11,6 +11,8 @@ namespace reprieve {
 Fd openPidfd(pid_t pid);
 /** pidfd_send_signal(2): 0 or an errno. */
 int sendSignal(int pidfd, int signal);
+/** True once the process has exited, reaped or not. */
+bool hasExited(int pidfd);
 /** process_mrelease(2): 0 or an errno. */
 int releaseMemory(int pidfd);
 

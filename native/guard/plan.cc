@@ -72,11 +72,6 @@ uint64_t usedByProcess(int status) {
   return (fieldOf(text, "RssAnon:") + fieldOf(text, "VmSwap:")) << 10;
 }
 
-bool hasExited(int pidfd) {
-  pollfd entry{pidfd, POLLIN, 0};
-  return poll(&entry, 1, 0) == 1;
-}
-
 bool isMemcgOf(int directory, uint64_t inode) {
   struct stat status {};
   struct statfs system {};
