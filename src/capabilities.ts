@@ -54,7 +54,7 @@ export interface Capabilities {
   /** How the handler's thread is scheduled; null where no handler is open. */
   scheduling: Hardening['scheduling'] | null;
   lockedText: Hardening['lockedText'] | null;
-  /** V8's young generation: its size, if that is fixed and its pages are kept there. */
+  /** V8's young generation: its size, whether that is fixed, and that its pages are kept there; null where none is open. */
   youngGeneration: YoungGeneration | null;
   /** A memcg can be made directly below the root, for the handler to move or to step out to. */
   refuge: boolean;

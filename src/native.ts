@@ -196,7 +196,7 @@ export interface NativeBinding {
   /** Has malloc keep 1 MiB at hand beyond what it needs, for good; glibc only (mallopt(3)). */
   padMalloc(): void;
   /**
-   * Faults in what is mapped for writing and not there yet, in bytes, malloc's heap and mappings of less than 4 MiB; EINVAL before
+   * Faults in what is mapped for writing and not there yet, in bytes, malloc's heap and mappings of up to 2 MiB; EINVAL before
    * Linux 5.14 (MADV_POPULATE_WRITE).
    */
   populate(): number;

@@ -135,11 +135,11 @@ export class OomCondition {
       () => this.open && this.#check(),
       (text, at) => this.#step(text, at),
     );
-    this.#windows = new ConditionWindows({
-      ...setup,
-      sinceUs: () => this.#sinceUs(),
-      step: (text, at) => this.open && this.#step(text, at),
-    });
+    this.#windows = new ConditionWindows(
+      setup,
+      () => this.#sinceUs(),
+      (text, at) => this.open && this.#step(text, at),
+    );
     setup.reserve.openWindow = (bytes, stopWithin, freed) => {
       const mayAct = this.#state === 'deciding' || this.#state === 'waiting';
       return this.#windows.open(bytes, stopWithin, mayAct ? null : 'an action is under way', freed);

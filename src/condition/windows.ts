@@ -18,8 +18,6 @@ interface WindowsSetup {
   jobs: readonly Jobs[];
   /** Null where no window can be opened. */
   overcharge: OverchargeGround | null;
-  sinceUs: () => number;
-  step: (text: string, atUs?: number) => void;
 }
 
 /** The one that is being opened, open, or being closed. */
@@ -32,13 +30,17 @@ interface Current {
 /** The overcharge windows of a condition, one after the other. */
 export class ConditionWindows {
   readonly #setup: WindowsSetup;
+  readonly #sinceUs: () => number;
+  readonly #step: (text: string, atUs?: number) => void;
   readonly records: WindowRecord[] = [];
   #current: Current | null = null;
   #ended = false;
   #closedUs = Number.NEGATIVE_INFINITY;
 
-  constructor(setup: WindowsSetup) {
+  constructor(setup: WindowsSetup, sinceUs: () => number, step: (text: string, atUs?: number) => void) {
     this.#setup = setup;
+    this.#sinceUs = sinceUs;
+    this.#step = step;
   }
 
   /** There is one: with frozen jobs and a raised limit the memcg does not show who waits. */
@@ -72,14 +74,14 @@ export class ConditionWindows {
     whyNot: string | null,
     freed: (bytes: number) => void,
   ): Promise<OverchargeWindow> {
-    const { jobs, owner, above, overcharge, sinceUs, step } = this.#setup;
-    const record = newWindowRecord(bytes, sinceUs());
+    const { jobs, owner, above, overcharge } = this.#setup;
+    const record = newWindowRecord(bytes, this.#sinceUs());
     this.records.push(record);
     const refuse = (why: string) => {
       freed(bytes);
       record.refused = why;
       if (overcharge !== null) overcharge.counters.refused++;
-      step(`no overcharge window: ${why}`);
+      this.#step(`no overcharge window: ${why}`);
       return new ReprieveError(
         'ERR_REPRIEVE_WINDOW_REFUSED',
         `No overcharge window was opened in ${owner.path}: ${why}`,
@@ -98,7 +100,7 @@ export class ConditionWindows {
       stopWithin,
       signal: unwanted.signal,
       record,
-      sinceUs,
+      sinceUs: this.#sinceUs,
       freed,
       closed: () => this.#closed(record),
     });
@@ -108,17 +110,17 @@ export class ConditionWindows {
       current.open = await opening;
     } catch (error) {
       this.#current = null;
-      step(`no overcharge window: ${record.refused}`);
+      this.#step(`no overcharge window: ${record.refused}`);
       throw error;
     }
-    step(sayOpened(record), record.openedUs ?? 0);
+    this.#step(sayOpened(record), record.openedUs ?? 0);
     return current.open;
   }
 
   #closed(record: WindowRecord): void {
     this.#current = null;
     this.#closedUs = this.#setup.hierarchy.clock.nowUs();
-    if (record.openedUs !== null) this.#setup.step(sayClosed(record));
+    if (record.openedUs !== null) this.#step(sayClosed(record));
   }
 
   /** Looks whether something in it waits for more than there is. */
@@ -146,12 +148,12 @@ export class ConditionWindows {
 
   /** Puts a limit back that was due, now that somebody has died. */
   settleLimit(): void {
-    const { overcharge, owner, step } = this.#setup;
+    const { overcharge, owner } = this.#setup;
     const due = this.records.filter(({ limit }) => limit === 'due');
     if (overcharge === null || due.length === 0) return;
     overcharge.limits.settle();
     if (overcharge.limits.due(owner) > 0) return;
     for (const record of due) record.limit = 'back';
-    step('the limit is as it was');
+    this.#step('the limit is as it was');
   }
 }
