@@ -539,6 +539,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       try {
         if (self.memcg.oomState().underOom) return;
         this.#keepLikely(); // a leak that is quick was not there at the last tick
+        this.#ground.heap.tend(); // and pages that a fork has shared since are to be copied now, not then
         this.#runDrill(self, now);
       } catch (error) {
         if (!isVanished(error)) this.#tell('warning', `a drill in ${watch.scope}: ${(error as Error).message}`);
