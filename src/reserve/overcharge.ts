@@ -413,7 +413,14 @@ export class OverchargeWindow implements AsyncDisposable {
     this.#stopLooking();
     this.#ending.abort(reason);
     // One step that fails must not keep the others from being gone.
-    for (const step of [() => this.#empty(), () => this.#lower(), () => this.#release(), () => this.#remove()]) {
+    const steps = [
+      () => this.#empty(),
+      () => this.#lower(),
+      () => this.#removed(),
+      () => this.#release(),
+      () => this.#remove(),
+    ];
+    for (const step of steps) {
       try {
         await step();
       } catch (error) {
@@ -468,19 +475,26 @@ export class OverchargeWindow implements AsyncDisposable {
     }
   }
 
-  /** With what was made in it. Who is dying is in it for a moment (EBUSY), and others may still have joined. */
-  async #remove(): Promise<void> {
-    const memcg = this.#memcg;
-    if (memcg !== null) {
-      const { clock } = this.#ground.hierarchy;
-      const end = clock.nowUs() + LONGEST_DEATH_MS * 1000;
-      while (!removeBelow(this.#setup.owner, memcg)) {
-        if (clock.nowUs() > end) throw new Error(`${memcg.path} cannot be removed: it is in use`);
-        this.#kill(memcg);
-        await this.#pause(2);
-      }
+  /** The memcg that it ran in, with what was made in it; false while somebody is in one of them. */
+  #removed(): boolean {
+    if (this.#memcg !== null) {
+      if (!removeBelow(this.#setup.owner, this.#memcg)) return false;
+      this.#memcg.close();
+      this.#memcg = null;
     }
     this.#entry?.clear();
+    return true;
+  }
+
+  /** Who is dying is in it for a moment, and others may still have joined: the jobs are not to wait for that. */
+  async #remove(): Promise<void> {
+    const { clock } = this.#ground.hierarchy;
+    const end = clock.nowUs() + LONGEST_DEATH_MS * 1000;
+    while (!this.#removed()) {
+      if (clock.nowUs() > end) throw new Error(`${this.directory} cannot be removed: it is in use`);
+      if (this.#memcg !== null) this.#kill(this.#memcg);
+      await this.#pause(2);
+    }
   }
 
   async #release(): Promise<void> {
