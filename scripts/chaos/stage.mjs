@@ -218,7 +218,10 @@ export class Stage {
   changeLimit(by) {
     const file = `${this.memcg}/memory.limit_in_bytes`;
     const value = String(this.scenario.limit + by);
-    if (write(file, value)) this.#before.set(file, value); // refused below what is in use
+    if (!write(file, value)) return; // refused below what is in use
+    this.#before.set(file, value);
+    // In a window, whose limit of memory and swap was raised: what that was does not go with this one (EINVAL).
+    if (this.scenario.memsw && by > 0) this.#before.set(`${this.memcg}/memory.memsw.limit_in_bytes`, value);
   }
 
   /** Somebody gives the memcg to the kernel. */

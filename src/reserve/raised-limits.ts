@@ -34,7 +34,7 @@ export interface Raise {
   readonly before: readonly Limit[];
   readonly memcg: Memcg;
   /** Told how many bytes it is raised less. */
-  readonly freed: (bytes: number) => void;
+  freed: (bytes: number) => void;
 }
 
 /** Limits of memcgs that are raised for a while, each written down first. */
@@ -64,19 +64,17 @@ export class RaisedLimits {
     const standing = sum(raised.raises, false);
     const before = raised.limits.map(({ name, bytes: limit }) => ({ name, bytes: limit + standing }));
     if (raised.raises.size > 0) this.#mustStand(raised);
-    const failed: Raise = { bytes, due: false, before, memcg, freed: () => {} };
+    const raise: Raise = { bytes, due: false, before, memcg, freed };
     this.#raised.set(memcg.inode, raised);
-    raised.raises.add(failed);
+    raised.raises.add(raise);
     try {
       // That of memory and swap first: the one of memory may not be above it (EINVAL).
       for (const limit of raised.limits) this.#set(raised, limit, sum(raised.raises));
     } catch (error) {
-      this.lower(failed);
+      raise.freed = () => {}; // whoever asked learns by the error that nothing is raised
+      this.lower(raise);
       throw fromSystem(error, `raising the limit of memcg ${memcg.path}`);
     }
-    const raise = { ...failed, freed };
-    raised.raises.delete(failed);
-    raised.raises.add(raise);
     return raise;
   }
 
@@ -123,13 +121,22 @@ export class RaisedLimits {
         this.#again();
         return 'due';
       }
-      // What they set does not go with what was there: the other limit is theirs to set as well.
-      for (const { name } of limits) this.#files.forget('memory', memcg.path, name);
+      this.#leaveToThem(raised);
       became = 'theirs';
     }
     for (const raise of raises) if (raise.due) this.#shrink(raised, raise, 0);
     if (raises.size === 0) this.#raised.delete(memcg.inode);
     return became;
+  }
+
+  /** What they set does not go with what was there: the rest is put as near to that as the kernel takes it. */
+  #leaveToThem({ memcg, limits }: Raised): void {
+    const memory = finiteLimits(memcg).find(({ name }) => name === 'memory.limit_in_bytes')?.bytes ?? 0;
+    for (const { name, bytes } of limits) {
+      if (this.#files.written('memory', memcg.path, name) === undefined) continue;
+      this.#files.change('memory', memcg.path, name, String(Math.max(bytes, memory)));
+      this.#files.forget('memory', memcg.path, name);
+    }
   }
 
   #shrink({ raises }: Raised, raise: Raise, bytes: number): void {

@@ -293,7 +293,7 @@ describeHost('an episode on a real memcg', () => {
     host.make('', 64 * MiB);
     host.make('batch');
     host.make('web');
-    const web = await host.start('web', 'work --set 16MiB');
+    const web = await host.start('web', 'hold --bytes 16MiB'); // gives nothing back: the condition is the caller's
     const batch = await host.start('batch', 'leak --every 0', { gate: true });
     const handler = await host.handler();
     const pending = handler.watch(host.scope, { jobs: priorities });

@@ -159,7 +159,8 @@ describeHost('the overcharge window', () => {
       const host = newHost();
       host.make('', BEFORE);
       for (const job of ['a', 'b']) host.make(job);
-      const { handler, next } = await nextCondition(host);
+      // Of two jobs the second is the one that leaks: the other is not what has to go.
+      const { handler, next } = await nextCondition(host, { jobs: { b: { priority: 10 } } });
       const jobs = await start(host);
       const condition = await next();
       let refused = 0;
@@ -316,6 +317,25 @@ describeHost('the overcharge window', () => {
     await condition.closed;
     expect((await condition.closed).windows[0]?.limit).toBe('theirs');
     expect(condition.reserve.charged).toBe(0);
+  });
+
+  test('whose limit somebody else sets above what memory and swap were limited to leaves it there', async () => {
+    const host = newHost();
+    host.make('', BEFORE);
+    host.write('', MEMSW, BEFORE);
+    host.make('hog');
+    const { next, handler } = await nextCondition(host);
+    await host.start('hog', 'leak --chunk 1MiB --every 1ms');
+    const condition = await next();
+    const window = await condition.reserve.overcharge(RESERVE);
+    const theirs = BEFORE + 8 * MiB; // what it may be only while the other one is raised
+    host.write('', LIMIT, theirs);
+    await window.close();
+    expect([LIMIT, MEMSW].map((name) => host.read('', name).trim())).toEqual([String(theirs), String(theirs)]);
+    expect(handler.reserve.charged).toBe(0);
+    await condition.kill((await condition.snapshot()).jobs[0]?.id).catch(() => {}); // there may be room for it now
+    await handler.close();
+    expect([LIMIT, MEMSW].map((name) => host.read('', name).trim())).toEqual([String(theirs), String(theirs)]);
   });
 
   test('leaves frozen what was frozen before', async () => {
@@ -663,8 +683,12 @@ describeHost('the overcharge window', () => {
         () => host.field('', 'memory.oom_control', 'oom_kill_disable') === 0,
         'the memcg is the kernel’s',
       );
-      handler.child.kill('SIGCONT');
       expect(existsSync(`/proc/${service.pid}`)).toBe(true);
+      if (how === 'SIGKILL') return;
+      handler.child.kill('SIGCONT');
+      await host.until(() => handler.lines.some((line) => line.startsWith('revoked')), 'it is told');
+      handler.child.kill('SIGTERM'); // in order, so that nothing is left for the next start
+      await handler.gone;
     });
   }
 });
