@@ -54,11 +54,12 @@ function native() {
   };
 }
 
-/** What a test must not leave: cgroups, processes, mounts, files. */
-function leftovers() {
+/** What tests and handlers make that must be gone when they are over: cgroups, processes, mounts, files. */
+function traces() {
   const found = [];
-  const point = '/sys/fs/cgroup/memory';
-  if (existsSync(point)) {
+  for (const controller of ['memory', 'freezer', 'pids']) {
+    const point = `/sys/fs/cgroup/${controller}`;
+    if (!existsSync(point)) continue;
     for (const name of readdirSync(point)) if (/^reprieve-/.test(name)) found.push(`cgroup ${point}/${name}`);
   }
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
@@ -73,18 +74,20 @@ function leftovers() {
   for (const line of readFileSync('/proc/mounts', 'utf8').split('\n')) {
     if (line.includes('reprieve-test')) found.push(`mount ${line}`);
   }
-  for (const point of ['/sys/fs/cgroup/freezer', '/sys/fs/cgroup/pids']) {
-    if (!existsSync(point)) continue;
-    for (const name of readdirSync(point)) if (/^reprieve-/.test(name)) found.push(`cgroup ${point}/${name}`);
-  }
   // Records of what guards did are left on purpose.
   for (const name of existsSync('/run/reprieve') ? readdirSync('/run/reprieve') : []) {
     if (name !== 'records') found.push(`file /run/reprieve/${name}`);
   }
   for (const name of readdirSync(tmpdir()))
     if (/^reprieve-(test|demo)-/.test(name)) found.push(`file ${join(tmpdir(), name)}`);
-  for (const what of found) process.stdout.write(`left behind: ${what}\n`);
-  return { passed: found.length === 0 ? 1 : 0, failed: found.length === 0 ? 0 : 1, skipped: 0 };
+  return found;
+}
+
+/** @param before what a run that was killed, or one that goes on beside this one, had left when this one began */
+function leftovers(before) {
+  const left = traces().filter((what) => !before.includes(what));
+  for (const what of left) process.stdout.write(`left behind: ${what}\n`);
+  return { passed: left.length === 0 ? 1 : 0, failed: left.length === 0 ? 0 : 1, skipped: 0 };
 }
 
 const noHost = !/^\S+ \S+ cgroup \S*\bmemory\b/m.test(readFileSync('/proc/mounts', 'utf8'))
@@ -126,6 +129,8 @@ const add = (name, counts) => {
 // Some tests run the library in processes of their own.
 if (run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json']).status !== 0)
   process.exit(1);
+const before = traces();
+for (const what of before) process.stdout.write(`here before the tests: ${what}\n`);
 for (const name of chosen) {
   const { skip, run: runTier } = tiers[name];
   if (skip === null) add(name, runTier());
@@ -133,7 +138,7 @@ for (const name of chosen) {
     add(name, { passed: 0, failed: 1, skipped: 0, why: `REPRIEVE_REQUIRE asks for it: ${skip}` });
   else add(name, { passed: 0, failed: 0, skipped: 1, why: skip });
 }
-add('nothing left behind', leftovers());
+add('nothing left behind', leftovers(before));
 rmSync(scratch, { recursive: true, force: true });
 
 process.stdout.write(

@@ -97,3 +97,8 @@ export function show(value: unknown): string {
     return Object.prototype.toString.call(value);
   }
 }
+
+/** What an error says; anything may be thrown. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : show(error);
+}

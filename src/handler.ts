@@ -2,18 +2,9 @@ import { addAbortListener, EventEmitter } from 'node:events';
 import { ScoreRegister } from './action/scores.js';
 import type { Capabilities } from './capabilities.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
-import { closeAll, isAtOrBelow } from './cgroup/cgroup.js';
+import { isAtOrBelow } from './cgroup/cgroup.js';
 import { OomCondition } from './condition/condition.js';
-import {
-  DRILL_LADDER,
-  DRILL_SLICE_MS,
-  dryHierarchy,
-  FIRST_DRILL_MS,
-  FIRST_RUNS,
-  FIRST_SIGNALS,
-  fullMemcg,
-  NO_PREFERENCE,
-} from './condition/drill.js';
+import { DRILL_LADDER, Drills, dryHierarchy, fullMemcg, NO_PREFERENCE } from './condition/drill.js';
 import { parseLadder, type WatchDeadlines } from './condition/options.js';
 import { Toll, USAGE_FIELDS } from './condition/toll.js';
 import { invalidOption, isRevoked, isVanished, ReprieveError } from './errors.js';
@@ -28,12 +19,12 @@ import type { WindowCounters } from './reserve/overcharge.js';
 import type { Raise } from './reserve/raised-limits.js';
 import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
-import type { OwnMemcgUse } from './self/own-memcg.js';
+import { Inside } from './self/inside.js';
 import { JobRules, type JobSettings } from './snapshot/settings.js';
 import type { ArmedMemcg } from './source/armed.js';
 import { findOwner } from './source/owner.js';
 import { parseScope } from './source/scope.js';
-import { bytesOf, formatBytes, formatMicros, type Size } from './units.js';
+import { bytesOf, formatBytes, type Size } from './units.js';
 import { openAbove, Watch } from './watch.js';
 
 /** How often new processes are looked for and cleared memcgs are armed again, in milliseconds. */
@@ -94,24 +85,6 @@ export type PendingWatch = Promise<Watch> & AsyncIterable<OomCondition>;
 /** What was left to its owner above is not taken up again within this time while it goes on. */
 const LEFT_US = 10_000_000;
 
-/** What a handler in a full memcg cannot do. */
-const UNABLE =
-  'while that is full the handler can neither open a file nor list processes (ENOMEM), and a page fault of its own parks it';
-
-/** Stepped out for a scope that came near its limit, the handler goes back below this part of it. */
-const BACK_AT = 0.9;
-
-/** A drill is not gone through again within this time for coming near to a limit, */
-const WARM_US = 1_000;
-/** nor more often than this in a second: a scope may live near its limit. */
-const WARM_UPS = 20;
-
-/** A run of the drill that was signalled and is to come. */
-interface Drilling {
-  armed: ArmedMemcg;
-  done: () => void;
-}
-
 /** Handles out-of-memory conditions of memory cgroups. */
 export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisposable {
   readonly #ground: Ground;
@@ -124,18 +97,14 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   /** Memcgs above everything watched that were left to their owner: until when, in the clock's microseconds. */
   readonly #left = new Map<number, number>();
   readonly #forgetEnd: () => void;
-  /** When the handler stepped out, and was outside; in the clock's microseconds. */
-  #outFromUs = 0;
-  #outAtUs = 0;
+  readonly #inside: Inside;
   #stopTick: (() => void) | null = null;
   #spurious = 0;
   #published = '';
   readonly #dry: Hierarchy;
+  readonly #drills: Drills;
   /** Watches that were closed because the guard cannot guard them. */
   readonly #guardFailures = new WeakMap<Watch, Error>();
-  #warmAtUs = Number.NEGATIVE_INFINITY;
-  #warmUps = WARM_UPS;
-  #drilling: Drilling | null = null;
   /** What had held the thread up at the latest event, and when that was. */
   readonly #usageAtEvent = new Float64Array(USAGE_FIELDS);
   #eventUs = Number.NEGATIVE_INFINITY;
@@ -164,6 +133,14 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     super();
     this.#ground = ground;
     this.#dry = dryHierarchy(ground.hierarchy);
+    this.#inside = new Inside(ground, (message) => this.#tell('warning', message));
+    this.#drills = new Drills({
+      ground,
+      watches: this.#watches,
+      isUnableIn: (path) => this.#inside.isUnableIn(path),
+      run: (armed, atUs) => this.#runDrill(armed, atUs),
+      warn: (message) => this.#tell('warning', message),
+    });
     this.#account = new Account(ground.reserve.bytes);
     this.#scores = new ScoreRegister(ground.hierarchy);
     this.#forgetEnd = onProcessEnd(() => this.#atEnd());
@@ -230,7 +207,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         await this.#ground.guard?.process.settled();
         const failure = this.#guardFailures.get(armed);
         if (failure !== undefined) throw failure;
-        if (this.#ground.drill) await this.#drill(armed);
+        await this.#drills.first(armed);
       } catch (error) {
         await armed.close();
         throw error;
@@ -285,7 +262,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       if (this.#memberOf(memcg.inode) !== undefined) {
         throw new ReprieveError('ERR_REPRIEVE_ALREADY_WATCHED', `${scope} is watched already`);
       }
-      this.#checkInside(path, raise);
+      this.#inside.check(path, raise);
       if (raise) {
         raised = this.#ground.limits?.raise(memcg, this.#ground.reserve.bytes) ?? null;
       }
@@ -302,8 +279,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         scores: this.#scores,
         bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
         near: (watch) => {
-          this.#stepOut(watch.path);
-          if (this.#ground.drill) this.#warmUp(watch);
+          this.#inside.stepOut(watch.path);
+          this.#drills.warmUp(watch);
         },
         ended: (ended) => {
           forgetSignal();
@@ -353,87 +330,15 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   // --- A handler that lives in what it watches ---
 
-  /** True if the process lives in that memcg, whether or not it has stepped out of it just now. */
-  #livesIn(path: string): boolean {
-    const { own } = this.#ground;
-    return own.path !== undefined && isAtOrBelow(own.path, path);
-  }
-
-  /** The handler lives in that memcg, cannot leave it, and has a guard that can do what it cannot. */
-  #isUnableIn(path: string): boolean {
-    const { own, guard } = this.#ground;
-    return guard !== null && own.use === 'stays' && this.#livesIn(path);
-  }
-
-  #whyUnable(path: string): string {
-    return `${path} holds this handler (${this.#ground.own.whyNot}): ${UNABLE}`;
-  }
-
-  /** Where the handler lives in a scope it must be able to leave it, or somebody outside must act for it. */
-  #checkInside(path: string, raise: boolean): void {
-    const { own, guard } = this.#ground;
-    if (!this.#livesIn(path)) {
-      if (!raise) return;
-      throw new ReprieveError(
-        'ERR_REPRIEVE_INVALID_ARGUMENT',
-        `Expected a handler that lives in memcg:${path} for \`raiseLimit\`: it is in ${own.path ?? 'no memcg of this hierarchy'}, which that limit does not reach`,
-      );
-    }
-    if (own.use === 'step-out') return;
-    if (own.refuge === null || guard === null) {
-      throw new ReprieveError(
-        'ERR_REPRIEVE_INSIDE_SCOPE',
-        `The handler is itself in ${own.path}, inside memcg:${path}, and could not work there when it is full` +
-          `${own.whyNot ? `; it was not moved out: ${own.whyNot}` : ''}`,
-      );
-    }
-    this.#tell('warning', `${this.#whyUnable(path)}. Then the guard acts for it`);
-  }
-
-  /** The first act of an episode: whoever is in a full memcg can open nothing, and a page fault would park us. */
-  #stepOut(path: string): void {
-    const { own } = this.#ground;
-    if (own.use !== 'step-out' || own.isOut || !this.#livesIn(path)) return;
-    const { clock } = this.#ground.hierarchy;
-    this.#outFromUs = clock.nowUs();
-    own.stepOut();
-    this.#outAtUs = clock.nowUs();
-    // The compiler holds on to what was checked above.
-    if ((own.use as OwnMemcgUse) === 'stays') this.#tell('warning', `The handler stays in ${own.path}: ${own.whyNot}`);
-  }
-
-  /** Where nothing is open, or near its limit, that holds the process. */
   #stepBack(): void {
-    const { own } = this.#ground;
-    if (own.use !== 'step-out') return;
-    for (const path of this.#owners.values()) if (this.#livesIn(path)) return;
-    if (own.isOut && this.#isHomeFull()) return;
-    const whyNot = own.stepBack();
-    if (whyNot !== null) this.#tell('warning', `The handler stays in ${own.path}: ${whyNot}`);
-  }
-
-  /** Where the process would go back to, watched or not. */
-  #isHomeFull(): boolean {
-    const { own, hierarchy } = this.#ground;
-    const opened: Memcg[] = [];
-    try {
-      if (own.path === undefined || own.path === '/') return false;
-      opened.push(...openAbove(hierarchy, own.path), hierarchy.open(own.path));
-      return opened.some((memcg) => memcg.usage() > memcg.limit() * BACK_AT);
-    } catch (error) {
-      const gone = isVanished(error) || (error as ReprieveError).code === 'ERR_REPRIEVE_NOT_A_MEMCG'; // going back says so
-      if (!gone) this.#tell('warning', `looking at ${own.path}: ${(error as Error).message}`);
-      return false;
-    } finally {
-      closeAll(opened);
-    }
+    this.#inside.stepBack(this.#owners.values());
   }
 
   /** Nothing is tried that would fail, or park us, in the memcg that holds us: the guard can do all of it. */
   #leaveInside({ process, epoch }: NonNullable<Ground['guard']>, path: string): string {
     process.dismiss(false);
     process.takenOver = `it left ${path} to the guard`;
-    this.#tell('warning', `${path} is full and left to the guard; ${this.#whyUnable(path)}`);
+    this.#tell('warning', `${path} is full and left to the guard; ${this.#inside.whyUnable(path)}`);
     process.gone().then(() => epoch.tell());
     return 'left to the guard';
   }
@@ -450,14 +355,14 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   #signalled(armed: ArmedMemcg, atUs: number): void {
     this.#noteUsage(atUs);
-    const drilled = this.#drilling;
+    const drill = this.#drills.isDue(armed);
     try {
       const chain = armed.chain.filter((memcg) => !this.#isLeft(memcg, atUs));
       const owner = findOwner(chain);
-      if (owner !== null) this.#stepOut(owner.memcg.path);
+      if (owner !== null) this.#inside.stepOut(owner.memcg.path);
       this.#ground.hierarchy.drainTree();
       if (owner === null) {
-        if (drilled?.armed === armed) this.#runDrill(armed, atUs);
+        if (drill) this.#runDrill(armed, atUs);
         else this.#spurious++;
         return;
       }
@@ -470,7 +375,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       if (isVanished(error)) for (const watch of this.#watches) watch.scopeIsThere();
       else this.#tell('warning', `a signal of ${armed.memcg.path}: ${(error as Error).message}`);
     } finally {
-      if (drilled?.armed === armed) drilled.done();
+      if (drill) this.#drills.done(armed);
     }
   }
 
@@ -486,79 +391,10 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     return this.#left.size > 0 && atUs < (this.#left.get(memcg.inode) ?? 0);
   }
 
-  /**
-   * Goes the way from event to kill without the deed, until it is compiled. In slices, and for a bounded time: something
-   * real may be waiting.
-   */
-  async #drill(watch: Watch): Promise<void> {
-    if (this.#isUnableIn(watch.path)) return; // it only might park us
-    this.#keepLikely();
-    this.#ground.heap.tend();
-    const end = performance.now() + FIRST_DRILL_MS;
-    let slice = performance.now() + DRILL_SLICE_MS;
-    for (let run = 0; run < FIRST_RUNS && performance.now() < end; run++) {
-      const { self } = watch;
-      if (self === undefined || self.memcg.oomState().underOom) return;
-      this.#runDrill(self, this.#ground.hierarchy.clock.nowUs());
-      if (performance.now() < slice) continue;
-      await new Promise(setImmediate);
-      slice = performance.now() + DRILL_SLICE_MS;
-    }
-    for (let signal = 0; signal < FIRST_SIGNALS && watch.self !== undefined; signal++) {
-      await this.#drillBySignal(watch.self);
-    }
-    this.#ground.heap.tend();
-  }
-
-  /** One run of the drill, by a signal of our own; whatever the kernel signalled meanwhile is looked at after it. */
-  #drillBySignal(armed: ArmedMemcg): Promise<void> {
-    const { promise, resolve } = withResolvers<void>();
-    const drilling: Drilling = {
-      armed,
-      done: () => {
-        if (this.#drilling === drilling) this.#drilling = null;
-        resolve();
-      },
-    };
-    this.#drilling?.done();
-    this.#drilling = drilling;
-    armed.trigger();
-    return promise;
-  }
-
-  /** Most of the limit is used: whatever comes next finds everything in the caches. Unless it has come already. */
-  #warmUp(watch: Watch): void {
-    const now = this.#ground.hierarchy.clock.nowUs();
-    if (this.#warmUps <= 0 || now - this.#warmAtUs < WARM_US || this.#isUnableIn(watch.path)) return;
-    this.#warmAtUs = now;
-    this.#warmUps--;
-    // After whatever else woke us.
-    setImmediate(() => {
-      const { self } = watch;
-      if (self === undefined) return;
-      try {
-        if (self.memcg.oomState().underOom) return;
-        this.#keepLikely(); // a leak that is quick was not there at the last tick
-        this.#ground.heap.tend(); // and pages that a fork has shared since are to be copied now, not then
-        this.#runDrill(self, now);
-      } catch (error) {
-        if (!isVanished(error)) this.#tell('warning', `a drill in ${watch.scope}: ${(error as Error).message}`);
-      }
-    });
-  }
-
-  /** The descriptors of those who would die first are had before they are needed. */
-  #keepLikely(): void {
-    try {
-      this.#ground.hierarchy.keepProcesses([...this.#watches].flatMap((watch) => watch.likelyVictims()));
-    } catch (error) {
-      this.#tell('warning', `holding the likely victims: ${(error as Error).message}`);
-    }
-  }
-
+  /** What a real signal does, without the deed. */
   #runDrill(armed: ArmedMemcg, atUs: number): void {
     findOwner(armed.chain);
-    if (this.#livesIn(armed.memcg.path)) this.#ground.own.drill();
+    this.#inside.drill(armed.memcg.path);
     this.#open(fullMemcg(armed.memcg), true, atUs, true);
   }
 
@@ -569,8 +405,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (first === undefined) return; // its watch was closed by an earlier signal of this wake-up
     const { watch } = first;
     const parent = own?.watch.account ?? this.#account;
-    const { heap, hierarchy, readUsage, reserve, guard, own: self } = this.#ground;
-    const unable = !drill && this.#isUnableIn(owner.path);
+    const { heap, hierarchy, readUsage, reserve, guard } = this.#ground;
+    const unable = !drill && this.#inside.isUnableIn(owner.path);
     const condition: OomCondition = new OomCondition(
       {
         hierarchy: drill ? this.#dry : hierarchy,
@@ -601,16 +437,10 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#conditions.set(owner.inode, condition);
     this.#owners.set(condition, owner.path);
     watch.opened(condition);
-    if (unable) condition.note(this.#whyUnable(owner.path));
+    if (unable) condition.note(this.#inside.whyUnable(owner.path));
     condition.start(full);
-    if (self.isOut && this.#livesIn(owner.path)) this.#noteSteppedOut(condition, atUs);
-  }
-
-  #noteSteppedOut(condition: OomCondition, atUs: number): void {
-    const took = formatMicros(this.#outAtUs - this.#outFromUs);
-    const before = atUs - this.#outFromUs;
-    const when = before > 0 ? `, begun ${formatMicros(before)} before the event` : '';
-    condition.note(`stepped out of ${this.#ground.own.path} in ${took}${when}`);
+    const steppedOut = this.#inside.sayOut(owner.path, atUs);
+    if (steppedOut !== null) condition.note(steppedOut);
   }
 
   /** The armed memcgs below a path that have no armed one above them there, by path. */
@@ -674,20 +504,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#stopTick = this.#ground.hierarchy.clock.after(TICK_MS, () => {
       this.#stopTick = null;
       this.#ground.guard?.process.heartbeat();
-      this.#warmUps = WARM_UPS;
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
       this.#publish();
-      // A collection where memory is short, and nobody can step out, may be the end of us.
-      if (![...this.#watches].some(({ path }) => this.#isUnableIn(path))) this.#ground.heap.tend();
-      for (const watch of this.#watches) {
-        watch.tick();
-        // What is not used for a while is no longer in the caches, and V8 drops its compiled code.
-        const { self } = watch;
-        if (this.#ground.drill && self !== undefined && !this.#isUnableIn(watch.path)) void this.#drillBySignal(self);
-      }
+      for (const watch of this.#watches) watch.tick();
+      this.#drills.again();
       this.#stepBack();
       this.#ground.own.fetchPrograms();
-      this.#keepLikely();
+      if (this.#watches.size > 0) this.#tick();
       if (this.#watches.size > 0) this.#tick();
     });
   }
@@ -732,9 +555,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
 
   /** The guard has taken over: whatever is still done here would be done a second time. */
   #revoked(): void {
-    const inside = [...this.#watches].find(({ path }) => this.#isUnableIn(path));
+    const inside = [...this.#watches].find(({ path }) => this.#inside.isUnableIn(path));
     const reason = this.#ground.guard?.process.takenOver ?? 'it was silent for too long';
-    const why = inside === undefined ? reason : `${reason}; ${this.#whyUnable(inside.path)}`;
+    const why = inside === undefined ? reason : `${reason}; ${this.#inside.whyUnable(inside.path)}`;
     for (const watch of this.#watches) watch.revoke();
     if (this.#closing !== null) return; // at the end something was left to the guard: nothing was taken from us
     // Whoever is told opens another one, perhaps: not before the guard is done.
@@ -747,7 +570,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   #ended(watch: Watch): void {
     this.#watches.delete(watch);
     this.#nestAccounts();
-    this.#drilling?.done(); // its signal may be gone with the watch
+    this.#drills.ended();
     if (watch.state === 'vanished') this.#tell('vanished', watch.scope);
     this.#stepBack();
     if (this.#watches.size > 0) return;
@@ -811,13 +634,4 @@ function closeOnAbort(signal: AbortSignal | undefined, opened: { close(): Promis
   if (signal === undefined) return () => {};
   const listener = addAbortListener(signal, () => void opened.close());
   return () => listener[Symbol.dispose]();
-}
-
-/** Promise.withResolvers(), which Node 20 does not have. */
-function withResolvers<T>(): { promise: Promise<T>; resolve: (value: T) => void } {
-  let resolve: (value: T) => void = () => {};
-  const promise = new Promise<T>((done) => {
-    resolve = done;
-  });
-  return { promise, resolve };
 }

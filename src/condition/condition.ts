@@ -7,8 +7,8 @@
  */
 import { goneSince, hasKillableTask, processesOf } from '../action/hand-over.js';
 import type { KernelPreference } from '../action/kernel-preference.js';
-import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
-import { isRevoked, isVanished, ReprieveError, show } from '../errors.js';
+import type { Hierarchy, Memcg } from '../cgroup/cgroup.js';
+import { isRevoked, isVanished, messageOf, ReprieveError } from '../errors.js';
 import {
   checkDecision,
   type Decision,
@@ -17,14 +17,17 @@ import {
   type Policy,
   type PolicyContext,
 } from '../policy/decision.js';
-import { compareJobs, explain } from '../policy/lowest-priority.js';
+import { compareJobs } from '../policy/lowest-priority.js';
 import type { Outcome, Report } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
 import type { OverchargeGround } from '../reserve/overcharge.js';
+import { withResolvers } from '../resolvers.js';
 import { type Jobs, pidsOf } from '../snapshot/jobs.js';
 import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
+import { Context, isPromise, readOnce, reasonOf } from './answer.js';
 import type { LadderOptions } from './options.js';
-import { NOBODY_KILLED, type Toll } from './toll.js';
+import { count, Story } from './story.js';
+import type { Toll } from './toll.js';
 import { type KillResult, Victims } from './victims.js';
 import { ConditionWindows } from './windows.js';
 
@@ -42,8 +45,6 @@ const DYING_LOOK_MS = 10;
 const LONGEST_LOOK_MS = 50;
 /** After a longer thought than this, memory may have come back meanwhile. */
 const PROMPT_US = 5_000;
-/** Threads listed as waiting, at most. */
-const MOST_WAITERS = 200;
 
 /** What a condition is opened with. */
 export interface ConditionSetup {
@@ -92,9 +93,9 @@ export class OomCondition {
   readonly #setup: ConditionSetup;
   readonly #rungs: Rung[];
   readonly #openedUs: number;
-  readonly #report: Report;
+  readonly #story: Story;
   #abort: AbortController | null = null;
-  readonly #closed: { promise: Promise<Report>; resolve: (report: Report) => void };
+  readonly #closed = withResolvers<Report>();
   readonly #victims: Victims;
   readonly #windows: ConditionWindows;
   readonly #timers = new Map<string, () => void>();
@@ -108,8 +109,6 @@ export class OomCondition {
   #stateSinceUs: number;
   /** Since when somebody waits though there is room. */
   #roomSinceUs: number | null = null;
-  /** What is to be put into words when there is time for it. */
-  readonly #words: (() => void)[] = [];
   #delivered = false;
   /** Processes by job, as they were when the kernel got the memcg. */
   #beforeKernel: Map<string, number[]> | null = null;
@@ -124,11 +123,6 @@ export class OomCondition {
       policy === null ? { name: 'caller', decide: 'caller' } : { name: 'policy', decide: policy },
       ...fallback.map((decide, index) => ({ name: decide === 'kernel' ? 'kernel' : `fallback ${index + 1}`, decide })),
     ];
-    let resolve: (report: Report) => void = () => {};
-    const promise = new Promise<Report>((done) => {
-      resolve = done;
-    });
-    this.#closed = { promise, resolve };
     this.#victims = new Victims(
       setup.hierarchy,
       atUs,
@@ -140,29 +134,13 @@ export class OomCondition {
       () => this.#sinceUs(),
       (text, at) => this.open && this.#step(text, at),
     );
+    this.#story = new Story(this.id, setup, atUs, () => this.#rungName, {
+      victims: this.#victims.records,
+      windows: this.#windows.records,
+    });
     setup.reserve.openWindow = (bytes, stopWithin, freed) => {
       const mayAct = this.#state === 'deciding' || this.#state === 'waiting';
       return this.#windows.open(bytes, stopWithin, mayAct ? null : 'an action is under way', freed);
-    };
-    this.#report = {
-      version: 1,
-      id: this.id,
-      owner: setup.owner.path,
-      scopes: setup.scopes,
-      openedAt: '',
-      outcome: 'cleared',
-      timings: { snapshotUs: null, decidedUs: null, killedUs: null, deadUs: null, clearedUs: null, endedUs: 0 },
-      ...NOBODY_KILLED,
-      snapshot: null,
-      decisions: [],
-      explanation: [],
-      victims: this.#victims.records,
-      kernelVictims: [],
-      waiters: [],
-      steps: [],
-      pokes: 0,
-      reserve: setup.reserve.counters(),
-      windows: this.#windows.records,
     };
   }
 
@@ -210,7 +188,7 @@ export class OomCondition {
    */
   async snapshot(): Promise<Snapshot> {
     this.#mustBeOpen();
-    return this.#keep(this.#takeSnapshot());
+    return this.#story.keep(this.#takeSnapshot());
   }
 
   /**
@@ -221,14 +199,14 @@ export class OomCondition {
    */
   async kill(victim: string | undefined, because = 'the caller chose it'): Promise<KillResult> {
     this.#mustBeTheirTurn();
-    const snapshot = this.#keep(this.#takeSnapshot());
+    const snapshot = this.#story.keep(this.#takeSnapshot());
     const job = findVictim(snapshot, victim);
     if (typeof job === 'string') throw new ReprieveError('ERR_REPRIEVE_NOT_A_VICTIM', `Nothing was killed: ${job}`);
     if (!this.#isNeeded()) {
       throw new ReprieveError('ERR_REPRIEVE_TOO_LATE', `Nothing was killed: memory has come back to ${this.owner}`);
     }
     const { maxVictims } = this.#setup.options;
-    if (this.#report.victims.length >= maxVictims) {
+    if (this.#victims.records.length >= maxVictims) {
       throw new ReprieveError('ERR_REPRIEVE_MAX_VICTIMS', `Nothing was killed: ${maxVictims} jobs have died already`);
     }
     return new Promise((resolve, reject) => {
@@ -286,7 +264,7 @@ export class OomCondition {
     }
     if (!this.open) return;
     if (this.#state !== 'parked') hierarchy.guard.opened(this.#setup.owner);
-    this.#report.openedAt = new Date(Date.now() - (hierarchy.clock.nowUs() - this.#openedUs) / 1000).toISOString();
+    this.#story.opened();
     const left = options.handleWithin - this.#sinceUs() / 1000;
     this.#after('handle', Math.max(0, left), () => {
       if (this.#windows.any || this.#setup.owner.oomState().underOom)
@@ -323,11 +301,11 @@ export class OomCondition {
   }
 
   #sinceUs(): number {
-    return this.#setup.hierarchy.clock.nowUs() - this.#openedUs;
+    return this.#story.sinceUs();
   }
 
-  #step(text: string, atUs = this.#sinceUs()): void {
-    this.#report.steps.push({ atUs, rung: this.#rungName, text });
+  #step(text: string, atUs?: number): void {
+    this.#story.step(text, atUs);
   }
 
   /** Whose turn it is. */
@@ -398,18 +376,9 @@ export class OomCondition {
       limit: Number.isFinite(limit) ? limit : null,
       usage: owner.usage(),
       sinceUs: this.#sinceUs(),
-      victims: this.#report.victims.map(({ job }) => job),
+      victims: this.#victims.records.map(({ job }) => job),
       jobs: sampled,
     };
-  }
-
-  /** The first snapshot is the report's. */
-  #keep(snapshot: Snapshot): Snapshot {
-    if (this.#report.snapshot === null) {
-      this.#report.snapshot = snapshot;
-      this.#report.timings.snapshotUs = this.#sinceUs();
-    }
-    return snapshot;
   }
 
   /** False while memory comes back by itself, or with a job that is dying: then nobody is to be asked. */
@@ -440,13 +409,13 @@ export class OomCondition {
     const rung = this.#rungs[this.#rung];
     if (rung === undefined || rung.decide === 'kernel') return this.#handOver('nothing else is left on the ladder');
     const { maxVictims, respondWithin } = this.#setup.options;
-    if (this.#report.victims.length >= maxVictims) return this.#handOver(`${maxVictims} jobs have died (maxVictims)`);
+    if (this.#victims.records.length >= maxVictims) return this.#handOver(`${maxVictims} jobs have died (maxVictims)`);
 
     const answerIsLate = () => {
       this.#step(`no answer within ${respondWithin} ms`);
       this.#nextRung();
     };
-    const snapshot = this.#keep(this.#takeSnapshot());
+    const snapshot = this.#story.keep(this.#takeSnapshot());
     const { hierarchy, owner, plan } = this.#setup;
     // Should whoever is asked be the end of us: jobs may have come since the guard was told.
     if (hierarchy.guard.lacks(owner, snapshot.jobs)) plan();
@@ -481,7 +450,6 @@ export class OomCondition {
     );
   }
 
-  /** Its signal is made when the policy asks for it: a quick one does not. */
   #context(): PolicyContext {
     const question = this.#question;
     return new Context(this.#setup.reserve, () => {
@@ -547,10 +515,7 @@ export class OomCondition {
   #carryOut(decision: Decision, snapshot: Snapshot | null, settled?: (result: KillResult) => void): boolean {
     this.#cancel('respond');
     this.#cancel('wait');
-    const atUs = this.#sinceUs();
-    const rung = this.#rungName;
-    this.#report.timings.decidedUs ??= atUs;
-    this.#words.push(() => this.#report.decisions.push({ ...withReason(decision), rung, atUs }));
+    this.#story.decided(decision);
     if (decision.action === 'kill') return this.#kill(decision, snapshot as Snapshot, settled ?? null);
     if (decision.action === 'wait') this.#wait(decision.ms, reasonOf(decision));
     else this.#handOver(reasonOf(decision));
@@ -590,10 +555,7 @@ export class OomCondition {
     const rung = this.#rungName;
     const record = this.#victims.kill(job, diesWith(sampled), rung, settled);
     this.#windows.thaw(job);
-    if (this.#report.timings.killedUs === null && record.pids.length > 0) {
-      this.#setup.toll.killed();
-      this.#report.timings.killedUs = record.killedUs;
-    }
+    if (record.pids.length > 0) this.#story.killed(record.killedUs);
     this.#enter('acting');
     hierarchy.guard.killed(owner, job);
     this.#after('clear', options.clearWithin, () => {
@@ -603,39 +565,12 @@ export class OomCondition {
       this.#victims.settle();
       this.#nextRung();
     });
-    this.#words.push(() => {
+    this.#story.later(() => {
       record.because = reasonOf(decision);
-      const text = `kills ${job.name} (${count(record.pids.length)}): ${record.because}`;
-      this.#report.steps.push({ atUs: record.killedUs, rung, text });
+      this.#story.step(`kills ${job.name} (${count(record.pids.length)}): ${record.because}`, record.killedUs, rung);
     });
     this.#look();
     return true;
-  }
-
-  /** Puts into words what was done while a victim needed the CPU more than we did. */
-  #speak(): void {
-    for (const word of this.#words.splice(0)) word();
-  }
-
-  /** Who waits: seen while an answer is awaited, or before a hand-over; after a kill they run again at once. */
-  #noteWaiters(): void {
-    if (this.#report.waiters.length > 0) return;
-    const { hierarchy, jobs, owner } = this.#setup;
-    const note = (job: string, memcg: Memcg) => {
-      const left = MOST_WAITERS - this.#report.waiters.length;
-      for (const waiter of hierarchy.listWaiters(memcg, left)) this.#report.waiters.push({ job, ...waiter });
-    };
-    try {
-      note(owner.path, owner);
-      for (const job of jobs.flatMap((group) => group.live())) {
-        if (job.kind !== 'memcg') continue;
-        const below = openDescendants(job.memcg);
-        for (const memcg of [job.memcg, ...below]) note(job.name, memcg);
-        closeAll(below);
-      }
-    } catch (error) {
-      if (!isVanished(error)) throw error; // only for the report; the next look finds out
-    }
   }
 
   // --- Looking at the state ---
@@ -649,10 +584,11 @@ export class OomCondition {
 
   #check(): void {
     try {
-      this.#speak();
+      this.#story.speak();
       // What forks while it is killed is gone on with at once, but others have a turn between.
       if (this.#victims.check()) this.#after('rounds', 0, () => this.#check());
-      if (this.#victims.lastDeathUs !== null) this.#report.timings.deadUs = this.#victims.lastDeathUs - this.#openedUs;
+      if (this.#victims.lastDeathUs !== null)
+        this.#story.report.timings.deadUs = this.#victims.lastDeathUs - this.#openedUs;
       this.#windows.settleLimit();
       this.#checkState();
     } catch (error) {
@@ -682,7 +618,7 @@ export class OomCondition {
     this.#pokeLost(now);
     switch (this.#state) {
       case 'deciding':
-        if (now - this.#stateSinceUs > LOST_US) this.#noteWaiters();
+        if (now - this.#stateSinceUs > LOST_US) this.#story.noteWaiters();
         break;
       case 'acting':
         if (!this.dying && now - (this.#victims.lastDeathUs ?? this.#stateSinceUs) > GRACE_US && this.#isNeeded())
@@ -715,12 +651,12 @@ export class OomCondition {
     owner.setKillDisabled(false);
     if (handedOver) return;
     owner.setKillDisabled(true);
-    if (this.#report.pokes++ === 0) this.#step('a waiter slept on with memory there: it was woken');
+    if (this.#story.report.pokes++ === 0) this.#step('a waiter slept on with memory there: it was woken');
   }
 
   #cleared(): void {
     const clearedUs = (this.#quietSinceUs ?? this.#setup.hierarchy.clock.nowUs()) - this.#openedUs;
-    this.#report.timings.clearedUs = clearedUs;
+    this.#story.report.timings.clearedUs = clearedUs;
     this.#step('nobody waits any more', clearedUs);
     this.#end(this.#state === 'kernel' ? 'kernel' : 'cleared');
   }
@@ -772,7 +708,7 @@ export class OomCondition {
       this.#step('the kernel could kill nothing here: every task has oom_score_adj -1000');
       return this.#killUnprotected(why);
     }
-    this.#attempt('looking who waits', () => this.#noteWaiters());
+    this.#attempt('looking who waits', () => this.#story.noteWaiters());
     this.#beforeKernel = this.#attempt('listing processes', () => processesOf(jobs)) ?? null;
     owner.setKillDisabled(false);
     this.#cancel('handle');
@@ -811,7 +747,7 @@ export class OomCondition {
       .filter((job) => !job.protected && !job.killed && peopled.has(job.id))
       .sort(compareJobs);
     const [victim] = eligible;
-    if (victim !== undefined && this.#report.victims.length < options.maxVictims) {
+    if (victim !== undefined && this.#victims.records.length < options.maxVictims) {
       const because = 'the kernel can kill no task here';
       this.#kill({ action: 'kill', victim: victim.id, because }, snapshot, null);
       return;
@@ -835,19 +771,9 @@ export class OomCondition {
     this.#victims.close();
     this.#setup.hierarchy.guard.resolved(this.#setup.owner);
     this.#withoutWindow(() => {});
-    const report = this.#report;
-    report.reserve = this.#setup.reserve.counters();
-    this.#speak();
-    report.steps.sort((a, b) => a.atUs - b.atUs);
+    const kernelVictims = outcome === 'vanished' ? [] : this.#kernelVictims();
+    const report = this.#story.end(outcome, kernelVictims);
     this.#setup.reserve.close();
-    report.outcome = outcome;
-    Object.assign(report, this.#setup.toll.figures(report.timings.killedUs));
-    report.timings.endedUs = this.#sinceUs();
-    report.openedAt ||= new Date().toISOString();
-    if (report.snapshot !== null) report.explanation = explain(report.snapshot, report.victims[0]);
-    this.#report.kernelVictims = outcome === 'vanished' ? [] : this.#kernelVictims();
-    for (const { job, pids } of this.#report.kernelVictims)
-      this.#step(`the kernel killed ${count(pids.length)} of ${job}`);
     this.#setup.ended(this, report);
     this.#abort?.abort();
     this.#closed.resolve(report);
@@ -856,79 +782,4 @@ export class OomCondition {
   #kernelVictims(): { job: string; pids: number[] }[] {
     return this.#beforeKernel === null ? [] : goneSince(this.#beforeKernel, this.#setup.jobs);
   }
-}
-
-/** A class for the same reason as AnswerOnce. */
-class Context implements PolicyContext {
-  readonly #ask: () => AbortSignal;
-
-  constructor(
-    readonly reserve: Reserve,
-    ask: () => AbortSignal,
-  ) {
-    this.#ask = ask;
-  }
-
-  get signal(): AbortSignal {
-    return this.#ask();
-  }
-}
-
-/** What a policy answered, each field read once; its reason is read when it is put into words. */
-function readOnce(answer: Decision): Decision {
-  if (typeof answer !== 'object' || answer === null) return answer;
-  return new AnswerOnce(answer as KillDecision & { ms: number }) as unknown as Decision;
-}
-
-/** A class: an object literal with a getter is a new shape to V8 each time. */
-class AnswerOnce {
-  readonly action: string;
-  readonly victim: string;
-  readonly ms: number;
-  readonly #answer: Decision;
-
-  constructor(answer: KillDecision & { ms: number }) {
-    this.action = answer.action;
-    this.victim = answer.victim;
-    this.ms = answer.ms;
-    this.#answer = answer;
-  }
-
-  get because(): string {
-    return this.#answer.because;
-  }
-}
-
-/** The reason that a policy gives; it may be a getter of the policy's own. */
-function reasonOf(decision: Decision): string {
-  try {
-    return String(decision.because ?? 'no reason was given');
-  } catch (error) {
-    return `the reason could not be read: ${messageOf(error)}`;
-  }
-}
-
-/** The decision as plain data. */
-function withReason(decision: Decision): Decision {
-  const because = reasonOf(decision);
-  switch (decision.action) {
-    case 'kill':
-      return { action: 'kill', victim: decision.victim, because };
-    case 'wait':
-      return { action: 'wait', ms: decision.ms, because };
-    default:
-      return { action: 'kernel', because };
-  }
-}
-
-function count(processes: number): string {
-  return processes === 1 ? '1 process' : `${processes} processes`;
-}
-
-function isPromise<T>(value: T | PromiseLike<T>): value is PromiseLike<T> {
-  return typeof (value as PromiseLike<T> | null)?.then === 'function';
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : show(error);
 }
