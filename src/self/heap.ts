@@ -62,8 +62,12 @@ function lowerFlag(name: keyof typeof FLAGS): void {
   if (--flag.users === 0 && !isGiven(flag.set)) setFlagsFromString(flag.unset);
 }
 
-/** Pages are faulted in again only after so many times as long as the last time took. */
-const POPULATE_SHARE = 100;
+/**
+ * Pages are faulted in again only after so many times as long as the last time took: rarely by a program that collects
+ * all the time, more often while a limit is near.
+ */
+const PAUSE_AFTER_COLLECTION = 100;
+const PAUSE_TENDING = 10;
 
 /** Pauses that are remembered. */
 const MOST_PAUSES = 64;
@@ -79,7 +83,8 @@ export class OwnHeap implements Heap {
   readonly #collect: (() => void) | null;
   readonly #flags: (keyof typeof FLAGS)[];
   #closed = false;
-  #notBeforeMs = 0;
+  /** The last time that pages were faulted in. */
+  #populated = { endMs: 0, tookMs: 0 };
 
   /**
    * @param steady keep it ready; else only the pauses are counted
@@ -88,7 +93,7 @@ export class OwnHeap implements Heap {
   constructor(steady: boolean, fixed: boolean) {
     this.#observer = new PerformanceObserver((list) => {
       this.#note(list.getEntries());
-      if (this.#collect !== null) this.#populate();
+      if (this.#collect !== null && this.#mayPopulate(PAUSE_AFTER_COLLECTION)) this.#populate();
     });
     this.#observer.observe({ type: 'gc' });
     let collect: (() => void) | null = null;
@@ -109,19 +114,23 @@ export class OwnHeap implements Heap {
     this.young = { bytes: collect === null ? 0 : youngSpace().size, fixed: this.#flags.includes('fixed'), whyNot };
   }
 
+  /** Half a millisecond in a small program; in a large one it is not to take more than its share. */
+  #mayPopulate(pause: number): boolean {
+    const { endMs, tookMs } = this.#populated;
+    return performance.now() >= endMs + tookMs * pause;
+  }
+
   /** For want of a descriptor, say, it may fail: faults are met then, and nothing else is amiss. */
   #populate(): void {
     const beganMs = performance.now();
-    if (beganMs < this.#notBeforeMs) return;
     try {
       this.#native.populate();
       this.young.whyNot = null;
     } catch (error) {
       this.young.whyNot = (error as SystemError).message;
     }
-    // A tenth of a millisecond in a small program; in a large one it is not to take more than its share.
-    const endedMs = performance.now();
-    this.#notBeforeMs = endedMs + (endedMs - beganMs) * POPULATE_SHARE;
+    const endMs = performance.now();
+    this.#populated = { endMs, tookMs: endMs - beganMs };
   }
 
   #note(entries: readonly { startTime: number; duration: number }[]): void {
@@ -132,7 +141,8 @@ export class OwnHeap implements Heap {
   }
 
   tend(): void {
-    if (this.#collect === null) return;
+    // A collection whose pages are not faulted in after it would do harm.
+    if (this.#collect === null || !this.#mayPopulate(PAUSE_TENDING)) return;
     const { used, free } = youngSpace();
     if (used > free) this.#collect();
     this.#populate();

@@ -116,6 +116,20 @@ describe('the drill', () => {
     expect([alarms, reports]).toEqual([[], []]);
   });
 
+  test('of several watches is taken for no signal of the kernel', async () => {
+    const { clock, hierarchy, handler, job } = simulateTest();
+    for (const name of ['a', 'b', 'c']) {
+      hierarchy.make(`/${name}`, 64 * MiB);
+      job(`/${name}/web`, 20);
+      await handler.watch(`memcg:/${name}`, options);
+    }
+    const [first] = handler.watches;
+    await clock.advance(3_000);
+    await first?.close();
+    await clock.advance(3_000);
+    expect(handler.spurious).toBe(0);
+  });
+
   test('does not hand a watched parent over that is out of memory meanwhile', async () => {
     const { clock, hierarchy, handler, job, close } = simulateTest();
     hierarchy.make('/top', 64 * MiB);
