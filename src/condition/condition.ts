@@ -203,7 +203,11 @@ export class OomCondition {
     const job = findVictim(snapshot, victim);
     if (typeof job === 'string') throw new ReprieveError('ERR_REPRIEVE_NOT_A_VICTIM', `Nothing was killed: ${job}`);
     if (!this.#isNeeded()) {
-      throw new ReprieveError('ERR_REPRIEVE_TOO_LATE', `Nothing was killed: memory has come back to ${this.owner}`);
+      const held = this.#windows.any ? '; close the overcharge window, and its jobs go on' : '';
+      throw new ReprieveError(
+        'ERR_REPRIEVE_TOO_LATE',
+        `Nothing was killed: memory has come back to ${this.owner}${held}`,
+      );
     }
     const { maxVictims } = this.#setup.options;
     if (this.#victims.records.length >= maxVictims) {

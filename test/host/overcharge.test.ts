@@ -4,7 +4,13 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileS
 import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import { lowestPriority, type OomCondition, type OverchargeWindow, type WatchOptions } from '../../src/index.js';
+import {
+  lowestPriority,
+  type OomCondition,
+  type OverchargeWindow,
+  type Report,
+  type WatchOptions,
+} from '../../src/index.js';
 import { workloadPath } from '../../src/native.js';
 import { isRunning, startHandler } from '../support/handler-process.js';
 import { describeHost, type Host, type Job, MiB, useHost } from '../support/memcg.js';
@@ -84,14 +90,19 @@ async function nextCondition(host: Host, options: WatchOptions = {}) {
   };
 }
 
-async function killAll(host: Host, condition: OomCondition): Promise<void> {
+/** Kills until the condition is over, and resolves with its report. */
+async function killAll(host: Host, condition: OomCondition, window?: OverchargeWindow): Promise<Report> {
   while (condition.open) {
     const { victim } = lowestPriority(await condition.snapshot());
     if (victim === undefined) break;
-    await condition.kill(victim).catch(() => sleep(10)); // an action is under way, or it is over
+    await condition.kill(victim).catch((error) => {
+      if (/close the overcharge window/.test(error.message)) return window?.close();
+      return sleep(10); // an action is under way, or it is over
+    });
   }
-  await condition.closed;
+  const report = await condition.closed;
   await host.until(() => host.read('', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+  return report;
 }
 
 describeHost('the overcharge window', () => {
@@ -187,13 +198,13 @@ describeHost('the overcharge window', () => {
       if (jobs[0] !== '') expect(held(host, jobs)).toBeLessThanOrEqual(before + BEHIND);
       else expect(host.field('', 'memory.stat', 'rss')).toBeLessThanOrEqual(before + BEHIND);
       // With it open: who is thawed before the limit is back, such as the writer, may use up at once what a death brings.
-      await killAll(host, condition);
+      // It is closed first where a job was frozen just after it gave its memory back, such as the reader.
+      const report = await killAll(host, condition, window);
       expect((await gone)[1]).toBe('SIGKILL');
       expect(madeGroups()).toEqual([]);
-      const report = await condition.closed;
+      expect(report.outcome).toBe('cleared');
       expect(report.windows.at(-1)).toMatchObject({ refused: null, exhausted: false, failed: null, limit: 'back' });
       expect(report.windows.at(-1)?.maxCharged).toBeGreaterThan(MOST);
-      expect(host.field('', 'memory.oom_control', 'under_oom')).toBe(0);
     });
   }
 
