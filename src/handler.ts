@@ -335,7 +335,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   }
 
   /** Nothing is tried that would fail, or park us, in the memcg that holds us: the guard can do all of it. */
-  #leaveInside({ process, epoch }: NonNullable<Ground['guard']>, path: string): string {
+  #leaveInside(path: string): string {
+    const { process, epoch } = this.#ground.guard as NonNullable<Ground['guard']>;
     process.dismiss(false);
     process.takenOver = `it left ${path} to the guard`;
     this.#tell('warning', `${path} is full and left to the guard; ${this.#inside.whyUnable(path)}`);
@@ -372,7 +373,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       if (open !== undefined) open.onSignal();
       else this.#open(memcg, full, atUs);
     } catch (error) {
+      const held = armed.chain.find(({ path }) => this.#inside.isUnableIn(path));
       if (isVanished(error)) for (const watch of this.#watches) watch.scopeIsThere();
+      else if (held !== undefined && !isRevoked(error)) this.#leaveInside(held.path);
       else this.#tell('warning', `a signal of ${armed.memcg.path}: ${(error as Error).message}`);
     } finally {
       if (drill) this.#drills.done(armed);
@@ -405,7 +408,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (first === undefined) return; // its watch was closed by an earlier signal of this wake-up
     const { watch } = first;
     const parent = own?.watch.account ?? this.#account;
-    const { heap, hierarchy, readUsage, reserve, guard } = this.#ground;
+    const { heap, hierarchy, readUsage, reserve } = this.#ground;
     const unable = !drill && this.#inside.isUnableIn(owner.path);
     const condition: OomCondition = new OomCondition(
       {
@@ -425,7 +428,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         deathsNearby: () => this.#deathsNear(owner.path, condition),
         ended: (ended, report) => drill || this.#conditionEnded(ended, report, owner),
         alarm: (message) => drill || this.#tell('alarm', message),
-        unable: unable && guard ? () => this.#leaveInside(guard, owner.path) : null,
+        unable: unable ? () => this.#leaveInside(owner.path) : null,
       },
       atUs,
     );

@@ -50,7 +50,7 @@ describeHost('a handler that steps out of what it watches', () => {
   test(`kills the right one, and is back, ${EPISODES} times of ${EPISODES}`, { timeout: 180_000 }, async () => {
     const host = newHost();
     room(host, 128);
-    const web = await host.start('web', 'work --set 20MiB');
+    const web = await host.start('web', 'work --set 20MiB --timeout 180s');
     const handler = await startHandler(host, open(host), lowest, host.scope, '');
     for (let episode = 1; episode <= EPISODES; episode++) {
       await leakIn(host, 'batch');
@@ -93,7 +93,9 @@ describeHost('a handler that steps out of what it watches', () => {
     await Promise.all([handler.gone, batch.gone]);
     await expectAllBack(host, handler, state);
     expect([web.alive(), placeOf(child)]).toEqual([true, host.path]);
-    expect(await recordIn(host, state)).toMatch(/reason died.*kills batch/s);
+    expect(await recordIn(host, state)).toMatch(/reason died/);
+    // It takes what it used itself with it: the leak may go on until the memcg, with nobody's handler, is full again.
+    expect((await recordIn(host, state)).includes('kills batch') || oom(host, 'batch', 'oom_kill') === 1).toBe(true);
   });
 
   test('and does not take what it starts from where that has gone by itself', async () => {

@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { onTestFailed } from 'vitest';
 import type { Host } from './memcg.js';
 
 const dist = fileURLToPath(new URL('../../dist/index.js', import.meta.url));
@@ -49,6 +50,7 @@ export async function startHandler(
   // One that hangs, at a raised priority, would take a processor from every test after it.
   host.onClear(() => child.kill('SIGKILL'));
   const lines: string[] = [];
+  onTestFailed(() => console.log(`handler ${child.pid} said last:\n${lines.slice(-8).join('\n')}`));
   const gone = once(child, 'exit');
   const watching = new Promise<void>((resolve, reject) => {
     let rest = '';
