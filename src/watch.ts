@@ -466,7 +466,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     if (this.#state !== 'watching') return;
     this.#released = state === 'closed' && this.#prepareRelease();
     this.#state = state;
-    for (const condition of [...this.#conditions]) condition.release(state === 'closed' ? 'released' : state);
+    for (const condition of [...this.#conditions])
+      this.#attempt(() => condition.release(state === 'closed' ? 'released' : state));
     this.#disarm();
     this.#wakeAll();
     this.#closing = this.#release();

@@ -775,8 +775,10 @@ export class OomCondition {
     this.#victims.close();
     this.#setup.hierarchy.guard.resolved(this.#setup.owner);
     this.#withoutWindow(() => {});
-    const kernelVictims = outcome === 'vanished' ? [] : this.#kernelVictims();
-    const report = this.#story.end(outcome, kernelVictims);
+    // Whatever of the report fails, somebody waits for its end, and the memcg for the next condition.
+    const kernelVictims =
+      outcome === 'vanished' ? [] : this.#attempt('looking whom the kernel killed', () => this.#kernelVictims());
+    const report = this.#story.end(outcome, kernelVictims ?? []);
     this.#setup.reserve.close();
     this.#setup.ended(this, report);
     this.#abort?.abort();

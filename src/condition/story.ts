@@ -1,5 +1,5 @@
 import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
-import { isVanished } from '../errors.js';
+import { isVanished, messageOf } from '../errors.js';
 import type { Decision } from '../policy/decision.js';
 import { explain } from '../policy/lowest-priority.js';
 import type { Outcome, Report } from '../report/report.js';
@@ -144,7 +144,11 @@ export class Story {
     Object.assign(report, this.#setup.toll.figures(report.timings.killedUs));
     report.timings.endedUs = this.sinceUs();
     report.openedAt ||= new Date().toISOString();
-    if (report.snapshot !== null) report.explanation = explain(report.snapshot, report.victims[0]);
+    try {
+      if (report.snapshot !== null) report.explanation = explain(report.snapshot, report.victims[0]);
+    } catch (error) {
+      this.step(`explaining failed: ${messageOf(error)}`); // a policy may have changed the snapshot
+    }
     report.kernelVictims = kernelVictims;
     for (const { job, pids } of kernelVictims) this.step(`the kernel killed ${count(pids.length)} of ${job}`);
     return report;

@@ -305,6 +305,50 @@ describeHost('ways out', () => {
     expect(host.field('', 'memory.oom_control', 'oom_kill_disable')).toBe(0);
   });
 
+  test('short of descriptors a watch is closed all the same: the condition ends, nothing stays armed', async () => {
+    const host = newHost();
+    host.make('', 96 * MiB);
+    for (const below of ['a', 'b']) host.make(below, 32 * MiB);
+    for (const below of ['a/batch', 'b/batch']) host.make(below);
+    const text = `import { OomHandler } from ${JSON.stringify(dist)};
+      import { closeSync, openSync } from 'node:fs';
+      const handler = await OomHandler.open({ reserve: 0 });
+      const watch = await handler.watch('${host.scope}', { respondWithin: 20_000, recursive: true });
+      console.log('watching');
+      const { value } = await watch[Symbol.asyncIterator]().next();
+      await value.handOver();
+      const held = [];
+      try { for (;;) held.push(openSync('/dev/null')); } catch {}
+      const closed = await watch.close().then(() => 'closed', (error) => error.message);
+      for (const fd of held) closeSync(fd);
+      const { owner, outcome, steps } = await value.closed;
+      console.log(JSON.stringify({ closed, owner, outcome, failed: steps.filter(({ text }) => /failed/.test(text)).length }));
+      const stay = setInterval(() => {}, 1_000);
+      process.once('SIGUSR2', () => handler.close().then(() => clearInterval(stay)));`;
+    const child = execFile('prlimit', ['--nofile=256', process.execPath, '--input-type=module', '-e', text]);
+    const gone = once(child, 'exit');
+    host.onClear(() => child.kill('SIGKILL'));
+    let told = '';
+    child.stdout?.on('data', (data) => {
+      told += data;
+    });
+    await host.until(() => told.includes('watching'), 'it watches');
+    const first = await host.start('a/batch', 'leak --every 0');
+    await host.until(() => told.includes('owner') || child.exitCode !== null, 'the condition has ended');
+    await first.gone;
+    expect(JSON.parse(told.trim().split('\n').at(-1) ?? '')).toEqual({
+      closed: 'closed',
+      owner: `${host.path}/a`,
+      outcome: 'released',
+      failed: 1,
+    });
+    const disabled = ['', 'a', 'b'].map((below) => host.field(below, 'memory.oom_control', 'oom_kill_disable'));
+    expect(disabled).toEqual([0, 0, 0]);
+    await (await host.start('b/batch', 'leak --every 0')).gone;
+    child.kill('SIGUSR2');
+    expect(await gone).toEqual([0, null]);
+  });
+
   test('a worker is refused: what it arms it could not put back', async () => {
     const worker = `import { Worker } from 'node:worker_threads';
       const text = ${JSON.stringify(program('await OomHandler.open();'))};

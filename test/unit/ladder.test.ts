@@ -124,6 +124,22 @@ describe('a policy that fails loses its turn to the next rung', () => {
     expect(steps()).toContainEqual(expect.stringMatching(why));
   });
 
+  test('that spoils its snapshot: there is a report, and the next condition is handled', async () => {
+    const { clock, hierarchy, web, victims, reports } = await fullOfJobs({
+      policy: (snapshot) => {
+        const decision = lowestPriority(snapshot);
+        Reflect.deleteProperty(snapshot, 'jobs');
+        return decision;
+      },
+    });
+    await clock.advance(100);
+    hierarchy.grow(web, 30 * MiB);
+    await clock.advance(100);
+    expect(victims()).toEqual(['batch', 'spare']);
+    expect(reports.map(({ outcome, explanation }) => [outcome, explanation])).toEqual(Array(2).fill(['cleared', []]));
+    expect(reports[0]?.steps.map(({ text }) => text)).toContainEqual(expect.stringMatching(/^explaining failed: /));
+  });
+
   test('that never answers: its signal is aborted, the wait is respondWithin', async () => {
     let aborted = 0;
     const policy: Policy = (_, { signal }) => {
