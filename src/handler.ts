@@ -512,8 +512,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       for (const watch of this.#watches) watch.tick();
       this.#drills.again();
       this.#stepBack();
-      this.#ground.own.fetchPrograms();
-      if (this.#watches.size > 0) this.#tick();
+      this.#inside.fetchPrograms();
       if (this.#watches.size > 0) this.#tick();
     });
   }

@@ -106,6 +106,15 @@ export class Inside {
     if (whyNot !== null) this.#warn(`The handler stays in ${own.path}: ${whyNot}`);
   }
 
+  /** Programs that were started outside go back too; for want of a descriptor, say, at the next tick. */
+  fetchPrograms(): void {
+    try {
+      this.#ground.own.fetchPrograms();
+    } catch (error) {
+      this.#warn(`looking for programs that were started outside: ${(error as Error).message}`);
+    }
+  }
+
   /** Where the process would go back to, watched or not. */
   #isHomeFull(): boolean {
     const { own, hierarchy } = this.#ground;

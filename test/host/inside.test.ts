@@ -140,6 +140,31 @@ describeHost('a handler that steps out of what it watches', () => {
     await expectAllBack(host, handler, `${host.directory}/state`);
   });
 
+  test('and is short of descriptors for a while says so, and goes on', async () => {
+    const host = newHost();
+    room(host, 128);
+    const body = `${lowest} const { closeSync, openSync } = await import('node:fs');
+      process.on('SIGUSR2', () => {
+        const held = [];
+        try { for (;;) held.push(openSync('/dev/null')); } catch {}
+        setTimeout(() => { for (const fd of held) closeSync(fd); say('had', held.length); }, 2_500);
+      });`;
+    const handler = await startHandler(host, open(host), body, host.scope, '');
+    handler.child.kill('SIGUSR2');
+    await Promise.race([
+      host.until(() => handler.lines.some((line) => line.startsWith('had')), 'it is over'),
+      handler.gone,
+    ]);
+    expect(handler.lines).toContainEqual(
+      expect.stringMatching(/^warning looking for programs that were started outside: .*EMFILE/),
+    );
+    await leakIn(host, 'batch');
+    await host.until(() => reportsOf(handler).length === 1, 'the report');
+    expect(reportsOf(handler)[0]?.victims.map(({ name }) => name)).toEqual(['batch']);
+    handler.child.kill('SIGTERM');
+    await handler.gone;
+  });
+
   test('of two watches goes out for the one that holds it, with what it starts there, and not for the other', async () => {
     const host = newHost();
     host.make('', 192 * MiB);
