@@ -5,6 +5,7 @@ import {
   type OverchargeGround,
   OverchargeWindow,
   sayClosed,
+  sayLimit,
   sayOpened,
   type WindowRecord,
 } from '../reserve/overcharge.js';
@@ -34,6 +35,8 @@ export class ConditionWindows {
   readonly #step: (text: string, atUs?: number) => void;
   readonly records: WindowRecord[] = [];
   #current: Current | null = null;
+  /** The latest whose limit could not be put back at once; all of one memcg are put back together. */
+  #due: WindowRecord | null = null;
   #ended = false;
   #closedUs = Number.NEGATIVE_INFINITY;
 
@@ -120,6 +123,7 @@ export class ConditionWindows {
   #closed(record: WindowRecord): void {
     this.#current = null;
     this.#closedUs = this.#setup.hierarchy.clock.nowUs();
+    if (record.limit === 'due') this.#due = record;
     if (record.openedUs !== null) this.#step(sayClosed(record));
   }
 
@@ -148,12 +152,11 @@ export class ConditionWindows {
 
   /** Puts a limit back that was due, now that somebody has died. */
   settleLimit(): void {
-    const { overcharge, owner } = this.#setup;
-    const due = this.records.filter(({ limit }) => limit === 'due');
-    if (overcharge === null || due.length === 0) return;
+    const { overcharge } = this.#setup;
+    if (overcharge === null || this.#due === null) return;
     overcharge.limits.settle();
-    if (overcharge.limits.due(owner) > 0) return;
-    for (const record of due) record.limit = 'back';
-    this.#step('the limit is as it was');
+    if (this.#due.limit === 'due') return;
+    this.#step(sayLimit(this.#due));
+    this.#due = null;
   }
 }

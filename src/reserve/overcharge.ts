@@ -139,11 +139,17 @@ const WHAT_BECAME: Record<PutBack | 'due', string> = {
 };
 
 /** For the report. */
-export function sayClosed({ maxCharged, exhausted, limit, failed }: WindowRecord): string {
+export function sayLimit({ limit }: WindowRecord): string {
+  return limit === null ? '' : `the limit ${WHAT_BECAME[limit]}`;
+}
+
+/** For the report. */
+export function sayClosed(record: WindowRecord): string {
+  const { maxCharged, exhausted, limit, failed } = record;
   const used = exhausted
     ? 'it was used up, and what ran in it was killed'
     : `at most ${formatBytes(maxCharged)} were charged in it`;
-  const became = limit === null ? '' : `; the limit ${WHAT_BECAME[limit]}`;
+  const became = limit === null ? '' : `; ${sayLimit(record)}`;
   return `the overcharge window is closed: ${used}${became}${failed === null ? '' : `; failed: ${failed}`}`;
 }
 
@@ -260,9 +266,11 @@ export class OverchargeWindow implements AsyncDisposable {
   }
 
   #raise(): void {
-    const { owner, bytes, freed } = this.#setup;
+    const { owner, bytes, freed, record } = this.#setup;
     const { limits, ledger } = this.#ground;
-    this.#raised = limits.raise(owner, bytes, freed);
+    this.#raised = limits.raise(owner, bytes, freed, (became) => {
+      record.limit = became;
+    });
     const path = `${owner.path}/${this.#name}`;
     // Its inode is known only once it is there.
     this.#entry = ledger.window({ path, inode: NOT_YET });
@@ -285,7 +293,7 @@ export class OverchargeWindow implements AsyncDisposable {
 
   /** Bytes that are charged in it now. */
   get charged(): number {
-    return this.open && this.#memcg !== null ? this.#memcg.usage() : 0;
+    return this.#memcg?.usage() ?? 0; // while it closes as well: what is dying is not the jobs'
   }
 
   /** What can still be charged in it, as far as the memcg's limit goes. */
@@ -315,13 +323,19 @@ export class OverchargeWindow implements AsyncDisposable {
   /**
    * Starts a program that is charged to the window (child_process.spawn(), through /bin/sh, which joins before it
    * executes the program). It is killed when the window closes.
-   * @throws ReprieveError ERR_REPRIEVE_RESERVE_CLOSED, ERR_REPRIEVE_INVALID_ARGUMENT for `uid` and `gid`
+   * @throws ReprieveError ERR_REPRIEVE_RESERVE_CLOSED, ERR_REPRIEVE_INVALID_ARGUMENT for `uid`, `gid` and `shell`
    */
   spawn(file: string, args: readonly string[] = [], options: SpawnOptions = {}): ChildProcess {
     if (options.uid !== undefined || options.gid !== undefined) {
       throw new ReprieveError(
         'ERR_REPRIEVE_INVALID_ARGUMENT',
         'Expected no `uid` or `gid`: only root may join the window; change to them in the program (setpriv(1))',
+      );
+    }
+    if (options.shell) {
+      throw new ReprieveError(
+        'ERR_REPRIEVE_INVALID_ARGUMENT',
+        "Expected no `shell` option: a shell starts the program; name one for a command line (spawn('sh', ['-c', …]))",
       );
     }
     if (!this.open) throw new ReprieveError('ERR_REPRIEVE_RESERVE_CLOSED', 'The overcharge window was closed');

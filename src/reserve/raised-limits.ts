@@ -35,6 +35,8 @@ export interface Raise {
   readonly memcg: Memcg;
   /** Told how many bytes it is raised less. */
   freed: (bytes: number) => void;
+  /** Told what became of the limit in the end. */
+  settled: (became: PutBack) => void;
 }
 
 /** Limits of memcgs that are raised for a while, each written down first. */
@@ -51,9 +53,10 @@ export class RaisedLimits {
 
   /**
    * @param freed called with every part of `bytes` that the limit is not raised by any more
+   * @param settled called once nothing of it is left
    * @throws ReprieveError ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED, ERR_REPRIEVE_PERMISSION; nothing is raised then
    */
-  raise(memcg: Memcg, bytes: number, freed: (bytes: number) => void = () => {}): Raise {
+  raise(memcg: Memcg, bytes: number, freed: Raise['freed'] = () => {}, settled: Raise['settled'] = () => {}): Raise {
     const raised = this.#raised.get(memcg.inode) ?? {
       memcg,
       limits: finiteLimits(memcg),
@@ -64,14 +67,14 @@ export class RaisedLimits {
     const standing = sum(raised.raises, false);
     const before = raised.limits.map(({ name, bytes: limit }) => ({ name, bytes: limit + standing }));
     if (raised.raises.size > 0) this.#mustStand(raised);
-    const raise: Raise = { bytes, due: false, before, memcg, freed };
+    const raise: Raise = { bytes, due: false, before, memcg, freed, settled };
     this.#raised.set(memcg.inode, raised);
     raised.raises.add(raise);
     try {
       // That of memory and swap first: the one of memory may not be above it (EINVAL).
       for (const limit of raised.limits) this.#set(raised, limit, sum(raised.raises));
     } catch (error) {
-      raise.freed = () => {}; // whoever asked learns by the error that nothing is raised
+      raise.freed = raise.settled = () => {}; // whoever asked learns by the error that nothing is raised
       this.lower(raise);
       throw fromSystem(error, `raising the limit of memcg ${memcg.path}`);
     }
@@ -99,7 +102,12 @@ export class RaisedLimits {
     const raised = this.#raised.get(raise.memcg.inode);
     if (raised === undefined) return 'back';
     raise.due = true;
-    return this.#lowerAll(raised);
+    try {
+      return this.#lowerAll(raised);
+    } catch (error) {
+      if (!isRevoked(error) && !isVanished(error)) this.#again();
+      throw error;
+    }
   }
 
   /** All of a memcg that are due, or none. */
@@ -124,7 +132,7 @@ export class RaisedLimits {
       this.#leaveToThem(raised);
       became = 'theirs';
     }
-    for (const raise of raises) if (raise.due) this.#shrink(raised, raise, 0);
+    for (const raise of raises) if (raise.due) this.#shrink(raised, raise, 0, became);
     if (raises.size === 0) this.#raised.delete(memcg.inode);
     return became;
   }
@@ -139,11 +147,13 @@ export class RaisedLimits {
     }
   }
 
-  #shrink({ raises }: Raised, raise: Raise, bytes: number): void {
+  #shrink({ raises }: Raised, raise: Raise, bytes: number, became: PutBack = 'back'): void {
     const freed = raise.bytes - bytes;
     raise.bytes = bytes;
-    if (bytes === 0) raises.delete(raise);
     if (freed > 0) raise.freed(freed);
+    if (bytes > 0) return;
+    raises.delete(raise);
+    raise.settled(became);
   }
 
   /** Sets limits that are due as low as the kernel takes them, so that what comes back of them is nobody's. */
@@ -190,11 +200,6 @@ export class RaisedLimits {
         if (!isVanished(error)) this.#again();
       }
     }
-  }
-
-  /** By how much the limit of a memcg is above what it is to be, as more is used. */
-  due(memcg: Memcg): number {
-    return sum(this.#raised.get(memcg.inode)?.raises ?? [], true);
   }
 
   /** What is left is for whoever closes the files. */

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
@@ -347,6 +347,90 @@ describeHost('the overcharge window', () => {
     await condition.kill((await condition.snapshot()).jobs[0]?.id).catch(() => {}); // there may be room for it now
     await handler.close();
     expect([LIMIT, MEMSW].map((name) => host.read('', name).trim())).toEqual([String(theirs), String(theirs)]);
+  });
+
+  test('whose limit is due when somebody else sets it says so in the end', async () => {
+    const host = newHost();
+    const { condition } = await leaking(host);
+    const window = await condition.reserve.overcharge(RESERVE);
+    const file = `${host.tmpfs()}/file`; // stays charged when who wrote it is dead
+    const child = window.spawn(workloadPath(), ['hold', '--bytes', String(8 * MiB), '--file', file], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    await once(child.stdout as NodeJS.ReadableStream, 'data');
+    await window.close();
+    const theirs = Number(host.read('', LIMIT)) + 4 * MiB;
+    host.write('', LIMIT, theirs);
+    while (condition.open) {
+      const { victim } = lowestPriority(await condition.snapshot());
+      await condition.kill(victim).catch(() => sleep(10)); // there may be room for it now
+    }
+    const { windows, steps } = await condition.closed;
+    expect(windows).toMatchObject([{ limit: 'theirs' }]);
+    expect(steps.map(({ text }) => text)).toContain('the limit was changed by somebody else meanwhile, and is left so');
+    expect(host.read('', LIMIT).trim()).toBe(String(theirs));
+    expect(condition.reserve.charged).toBe(0);
+  });
+
+  test('that is being closed is not taken for its jobs: with memory back among them nobody dies', async () => {
+    const host = newHost();
+    const file = `${host.tmpfs()}/file`;
+    const { condition, hog } = await leaking(host, {}, async () => {
+      host.make('cache');
+      await host.start('cache', `hold --bytes ${12 * MiB} --file ${file}`);
+    });
+    const window = await condition.reserve.overcharge(RESERVE);
+    await touch(window, MOST);
+    truncateSync(file);
+    await host.until(() => !window.isFull, 'memory is back');
+    const closing = window.close();
+    await expect(condition.kill(`${host.path}/hog`)).rejects.toThrow(/memory has come back/);
+    await closing;
+    expect(hog.alive()).toBe(true);
+    await killAll(host, condition);
+  });
+
+  test('says that a program cannot be started in it by a shell', async () => {
+    const host = newHost();
+    const { condition } = await leaking(host);
+    const window = await condition.reserve.overcharge(RESERVE);
+    for (const options of [{ shell: true }, { shell: '/bin/sh' }, { uid: 1 }, { gid: 1 }]) {
+      expect(() => window.spawn('true', [], options)).toThrow(
+        expect.objectContaining({ code: 'ERR_REPRIEVE_INVALID_ARGUMENT' }),
+      );
+    }
+    await window.close();
+    await killAll(host, condition);
+  });
+
+  test('closed while descriptors are short has its limit put back once they are there', async () => {
+    const host = newHost();
+    host.make('', BEFORE);
+    host.make('hog');
+    const handler = await startHandler(
+      host,
+      { reserve: '32MiB' },
+      `options = { respondWithin: 20_000, handleWithin: 40_000 };
+       const { closeSync, openSync } = await import('node:fs');
+       policy = async (snapshot, { reserve }) => {
+         const window = await reserve.overcharge(${RESERVE});
+         const held = [];
+         try { for (;;) held.push(openSync('/dev/null')); } catch {}
+         setTimeout(() => { for (const fd of held) closeSync(fd); }, 100);
+         await window.close();
+         say('closed');
+         await new Promise((go) => process.once('SIGUSR2', go));
+         return lowestPriority(snapshot);
+       };`,
+    );
+    const hog = await host.start('hog', 'leak --chunk 1MiB --every 1ms');
+    await host.until(() => handler.lines.includes('closed'), 'the window is closed');
+    expect(Number(host.read('', LIMIT))).toBeGreaterThan(BEFORE);
+    handler.child.kill('SIGUSR2');
+    await hog.gone;
+    await host.until(() => host.read('', LIMIT).trim() === String(BEFORE), 'the limit is as it was');
+    handler.child.kill('SIGTERM');
+    await handler.gone;
   });
 
   test('leaves frozen what was frozen before', async () => {
