@@ -234,9 +234,11 @@ export class OverchargeWindow implements AsyncDisposable {
   async #freeze(): Promise<void> {
     const { stopWithin, signal, record } = this.#setup;
     const { clock } = this.#ground.hierarchy;
-    const end = clock.nowUs() + stopWithin * 1000;
+    let end: number | undefined;
     for (let pause = 1; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
       const found = this.#frozen.freeze();
+      // Moving them takes what the kernel needs for it, which says nothing of the threads.
+      end ??= clock.nowUs() + stopWithin * 1000;
       record.frozen = this.#frozen.how;
       // Nothing may come between this look and the raising.
       const running = found === 0 ? this.#frozen.running() : [];
@@ -268,9 +270,10 @@ export class OverchargeWindow implements AsyncDisposable {
   #raise(): void {
     const { owner, bytes, freed, record } = this.#setup;
     const { limits, ledger } = this.#ground;
-    this.#raised = limits.raise(owner, bytes, freed, (became) => {
+    const settled = (became: PutBack) => {
       record.limit = became;
-    });
+    };
+    this.#raised = limits.raise(owner, bytes, { freed, settled, used: () => this.charged });
     const path = `${owner.path}/${this.#name}`;
     // Its inode is known only once it is there.
     this.#entry = ledger.window({ path, inode: NOT_YET });

@@ -37,6 +37,8 @@ export interface Raise {
   freed: (bytes: number) => void;
   /** Told what became of the limit in the end. */
   settled: (became: PutBack) => void;
+  /** How many of its bytes are used by what it is for; the others are promised to that. */
+  used: () => number;
 }
 
 /** Limits of memcgs that are raised for a while, each written down first. */
@@ -52,11 +54,10 @@ export class RaisedLimits {
   }
 
   /**
-   * @param freed called with every part of `bytes` that the limit is not raised by any more
-   * @param settled called once nothing of it is left
+   * @param more who is told of what becomes of it, and who tells how much of it is used: by default all
    * @throws ReprieveError ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED, ERR_REPRIEVE_PERMISSION; nothing is raised then
    */
-  raise(memcg: Memcg, bytes: number, freed: Raise['freed'] = () => {}, settled: Raise['settled'] = () => {}): Raise {
+  raise(memcg: Memcg, bytes: number, more: Partial<Pick<Raise, 'freed' | 'settled' | 'used'>> = {}): Raise {
     const raised = this.#raised.get(memcg.inode) ?? {
       memcg,
       limits: finiteLimits(memcg),
@@ -67,7 +68,7 @@ export class RaisedLimits {
     const standing = sum(raised.raises, false);
     const before = raised.limits.map(({ name, bytes: limit }) => ({ name, bytes: limit + standing }));
     if (raised.raises.size > 0) this.#mustStand(raised);
-    const raise: Raise = { bytes, due: false, before, memcg, freed, settled };
+    const raise: Raise = { bytes, due: false, before, memcg, freed() {}, settled() {}, used: () => bytes, ...more };
     this.#raised.set(memcg.inode, raised);
     raised.raises.add(raise);
     try {
@@ -116,6 +117,11 @@ export class RaisedLimits {
     const extra = sum(raises, false);
     let became: PutBack = 'back';
     try {
+      // The kernel would take that, at the cost of a window that is open; without one, it first reclaims what it can.
+      if (!raised.theirs && promised(raised) > 0 && aboveBy(raised) > extra) {
+        this.#again();
+        return 'due';
+      }
       for (const limit of limits.toReversed()) {
         const found = this.#files.stands('memory', memcg.path, limit.name) ? 'back' : 'theirs';
         if (extra > 0 && found === 'back') this.#set(raised, limit, extra);
@@ -163,8 +169,7 @@ export class RaisedLimits {
     const { limits, raises } = raised;
     for (let attempt = 0; attempt < TRIES; attempt++) {
       try {
-        const used = Math.max(...limits.map(({ name, bytes }) => usageOf(memcg, name) - bytes));
-        const extra = Math.max(sum(raises, false), used);
+        const extra = Math.max(sum(raises, false), aboveBy(raised));
         if (extra >= sum(raises)) return;
         for (const limit of limits.toReversed()) {
           if (this.#files.stands('memory', memcg.path, limit.name)) this.#set(raised, limit, extra);
@@ -207,6 +212,19 @@ export class RaisedLimits {
     this.#cancel?.();
     this.#raised.clear();
   }
+}
+
+/** What those that stand do not use yet. */
+function promised({ raises }: Raised): number {
+  let bytes = 0;
+  for (const raise of raises) if (!raise.due) bytes += raise.bytes - raise.used();
+  return bytes;
+}
+
+/** How far what is used, and what is promised, is above the limit that was there. */
+function aboveBy(raised: Raised): number {
+  const { memcg, limits } = raised;
+  return Math.max(...limits.map(({ name, bytes }) => usageOf(memcg, name) - bytes)) + promised(raised);
 }
 
 /** Of all, or of those that are due, or not. */

@@ -641,6 +641,27 @@ describeHost('the overcharge window', () => {
     expect(handler.reserve.charged).toBe(0);
   });
 
+  test('keeps what it was promised while the limit of one before it is due', async () => {
+    const host = newHost();
+    const { condition } = await leaking(host);
+    const { reserve } = condition;
+    const first = await reserve.overcharge('12MiB');
+    const file = `of=${host.tmpfs()}/kept`;
+    await once(first.spawn('dd', ['if=/dev/zero', file, 'bs=1M', 'count=8'], { stdio: 'ignore' }), 'exit');
+    await first.close();
+    const above = Number(host.read('', LIMIT)) - BEFORE;
+    expect(above).toBeGreaterThanOrEqual(8 * MiB);
+    const second = await reserve.overcharge(RESERVE);
+    await sleep(1_500); // once a second it is tried to put back what is due
+    expect(Number(host.read('', LIMIT)) - BEFORE).toBe(above + RESERVE);
+    expect(reserve.charged).toBe(above + RESERVE);
+    const { gone } = await touch(second, MOST);
+    expect(second.signal.aborted).toBe(false);
+    expect(second.charged).toBeGreaterThan(MOST);
+    await killAll(host, condition);
+    await gone;
+  });
+
   test('stops who joins a job from outside', async () => {
     const host = newHost();
     const { condition } = await leaking(host);
