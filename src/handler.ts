@@ -1,4 +1,5 @@
 import { addAbortListener, EventEmitter } from 'node:events';
+import { constants } from 'node:os';
 import { ScoreRegister } from './action/scores.js';
 import type { Capabilities } from './capabilities.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
@@ -26,6 +27,8 @@ import { findOwner } from './source/owner.js';
 import { parseScope } from './source/scope.js';
 import { bytesOf, formatBytes, type Size } from './units.js';
 import { openAbove, Watch } from './watch.js';
+
+const { errno } = constants;
 
 /** How often new processes are looked for and cleared memcgs are armed again, in milliseconds. */
 const TICK_MS = 1_000;
@@ -373,7 +376,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       if (open !== undefined) open.onSignal();
       else this.#open(memcg, full, atUs);
     } catch (error) {
-      const held = armed.chain.find(({ path }) => this.#inside.isUnableIn(path));
+      // Short of memory in the memcg that holds us: nothing else keeps the handler from acting there.
+      const short = !drill && (error as ReprieveError).errno === errno.ENOMEM;
+      const held = short ? armed.chain.find(({ path }) => this.#inside.isUnableIn(path)) : undefined;
       if (isVanished(error)) for (const watch of this.#watches) watch.scopeIsThere();
       else if (held !== undefined && !isRevoked(error)) this.#leaveInside(held.path);
       else this.#tell('warning', `a signal of ${armed.memcg.path}: ${(error as Error).message}`);
