@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { getSystemErrorName } from 'node:util';
 import type { Memcg } from '../cgroup/cgroup.js';
-import { directoryOf, type HierarchyV1, isOpen, pidfdOf } from '../cgroup/v1.js';
+import { directoryOf, isOpen, pidfdOf, type RealHierarchy } from '../cgroup/real.js';
 import { ReprieveError, type SystemError } from '../errors.js';
 import { type Channel, type Directory, guardPath, type Pidfd } from '../native.js';
 import { identityOf, type LiveJob } from '../snapshot/jobs.js';
@@ -83,7 +83,7 @@ interface Waiting {
 
 /** The guard's process, from the handler's side. */
 export class GuardProcess implements Guard {
-  readonly #hierarchy: HierarchyV1;
+  readonly #hierarchy: RealHierarchy;
   readonly #instance: Instance;
   readonly #epoch: SharedEpoch;
   readonly #options: Required<Omit<GuardOptions, 'path'>> & { path: string };
@@ -108,7 +108,7 @@ export class GuardProcess implements Guard {
 
   /** @param startOutside starts a program where no watched memcg's limit reaches */
   constructor(
-    hierarchy: HierarchyV1,
+    hierarchy: RealHierarchy,
     instance: Instance,
     epoch: SharedEpoch,
     options: GuardOptions,

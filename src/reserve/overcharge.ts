@@ -18,7 +18,8 @@ import {
   WINDOW_PREFIX,
 } from '../cgroup/cgroup.js';
 import type { Freezer } from '../cgroup/freezer.js';
-import { directoryOf, finiteLimits, peakOf, removeBelow, usageOf } from '../cgroup/v1.js';
+import { directoryOf } from '../cgroup/real.js';
+import { finiteLimits, peakOf, removeBelow, usageOf } from '../cgroup/v1.js';
 import { isRevoked, isVanished, ReprieveError, type SystemError } from '../errors.js';
 import type { PutBack } from '../guard/control-files.js';
 import type { Entry, FileLedger } from '../guard/ledger.js';
