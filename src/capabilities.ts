@@ -2,7 +2,7 @@
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { constants as os } from 'node:os';
 import { dirname } from 'node:path';
-import { type CgroupMount, findMemoryV1, readCgroupMounts } from './cgroup/mounts.js';
+import { findMemoryV1, findUnified, hasMemoryController, readCgroupMounts } from './cgroup/mounts.js';
 import type { SystemError } from './errors.js';
 import { STATE_DIRECTORY } from './guard/instance.js';
 import { guardPath, native } from './native.js';
@@ -66,7 +66,7 @@ export interface Capabilities {
 export function probeCapabilities(): Capabilities {
   const mounts = readCgroupMounts();
   const v1 = findMemoryV1(mounts);
-  const v2 = mounts.find(({ version }) => version === 2);
+  const v2 = findUnified(mounts);
   const status = readFileSync('/proc/self/status', 'utf8');
   const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
   const held = Object.entries(CAPABILITY_BITS)
@@ -95,14 +95,6 @@ export function probeCapabilities(): Capabilities {
     refuge: v1?.writable === true && canWrite(v1.point),
     ownMemcg: null,
   };
-}
-
-function hasMemoryController({ point }: CgroupMount): boolean {
-  try {
-    return readFileSync(`${point}/cgroup.controllers`, 'utf8').split(/\s+/).includes('memory');
-  } catch {
-    return false; // hidden from us: as good as not there
-  }
 }
 
 /** By access(2), which knows a read-only mount as well. */

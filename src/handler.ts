@@ -1,12 +1,14 @@
 import { addAbortListener, EventEmitter } from 'node:events';
 import { constants } from 'node:os';
+import { OomGroups } from './action/oom-groups.js';
 import { ScoreRegister } from './action/scores.js';
 import type { Capabilities } from './capabilities.js';
 import type { Hierarchy, Memcg } from './cgroup/cgroup.js';
 import { isAtOrBelow } from './cgroup/cgroup.js';
+import { readMeminfo } from './cgroup/meminfo.js';
 import { OomCondition } from './condition/condition.js';
 import { DRILL_LADDER, Drills, dryHierarchy, fullMemcg, NO_PREFERENCE } from './condition/drill.js';
-import { parseLadder, type WatchDeadlines } from './condition/options.js';
+import { type LadderOptions, parseLadder, type WatchDeadlines } from './condition/options.js';
 import { Toll, USAGE_FIELDS } from './condition/toll.js';
 import { invalidOption, isRevoked, isVanished, ReprieveError } from './errors.js';
 import { boundOf } from './guard/bound.js';
@@ -21,10 +23,12 @@ import type { Raise } from './reserve/raised-limits.js';
 import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
 import { Inside } from './self/inside.js';
+import { shield } from './self/shield.js';
 import { JobRules, type JobSettings } from './snapshot/settings.js';
 import type { ArmedMemcg } from './source/armed.js';
 import { findOwner } from './source/owner.js';
-import { parseScope } from './source/scope.js';
+import { parseScope, SYSTEM_PATH, shownPath } from './source/scope.js';
+import { parseShortage, type Shortage } from './source/shortage.js';
 import { bytesOf, formatBytes, type Size } from './units.js';
 import { openAbove, Watch } from './watch.js';
 
@@ -51,6 +55,8 @@ export interface WatchOptions extends WatchDeadlines {
    * jobs keep what they had. False by default.
    */
   raiseLimit?: boolean;
+  /** For 'system': when the machine counts as out of memory. */
+  shortage?: Shortage;
   /** Closes the watch when aborted. */
   signal?: AbortSignal;
 }
@@ -88,11 +94,12 @@ export type PendingWatch = Promise<Watch> & AsyncIterable<OomCondition>;
 /** What was left to its owner above is not taken up again within this time while it goes on. */
 const LEFT_US = 10_000_000;
 
-/** Handles out-of-memory conditions of memory cgroups. */
+/** Handles out-of-memory conditions of memory cgroups and of the machine. */
 export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisposable {
   readonly #ground: Ground;
   readonly #account: Account;
   readonly #scores: ScoreRegister;
+  readonly #groups: OomGroups | null;
   readonly #watches = new Set<Watch>();
   /** Open conditions by the inode of the memcg that is full. */
   readonly #conditions = new Map<number, OomCondition>();
@@ -118,7 +125,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
    * Opens a handler on this machine: moves the process to a memcg of its own, raises its scheduling, and sets the reserve
    * aside, after it has put back what handlers that are gone left behind, and starts the guard. Everything is put back by
    * `close()`, or by the guard.
-   * @throws ReprieveError ERR_REPRIEVE_UNSUPPORTED without a v1 memory hierarchy, ERR_REPRIEVE_RESERVE_UNAVAILABLE,
+   * @throws ReprieveError ERR_REPRIEVE_UNSUPPORTED in a worker, ERR_REPRIEVE_RESERVE_UNAVAILABLE,
    * ERR_REPRIEVE_GUARD, ERR_REPRIEVE_STATE, ERR_REPRIEVE_NATIVE_MISSING, ERR_REPRIEVE_INVALID_ARGUMENT
    */
   static async open(options: HandlerOptions = {}): Promise<OomHandler> {
@@ -146,6 +153,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     });
     this.#account = new Account(ground.reserve.bytes);
     this.#scores = new ScoreRegister(ground.hierarchy);
+    this.#groups = ground.hierarchy.kind === 'v2' && ground.files !== null ? new OomGroups(ground.files) : null;
     this.#forgetEnd = onProcessEnd(() => this.#atEnd());
     this.#tellRestored(ground.restored);
     if (ground.guard === null) return;
@@ -194,7 +202,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   }
 
   /**
-   * Watches a scope 'memcg:/path'. Until the watch is closed, tasks that run into the limit wait.
+   * Watches a scope 'memcg:/path', or 'system'. Until the watch is closed, tasks that run into the limit wait.
    * Rejects with a ReprieveError: ERR_REPRIEVE_INVALID_SCOPE, ERR_REPRIEVE_NOT_A_MEMCG, ERR_REPRIEVE_ALREADY_WATCHED,
    * ERR_REPRIEVE_INSIDE_SCOPE, ERR_REPRIEVE_PERMISSION, ERR_REPRIEVE_INVALID_ARGUMENT, ERR_REPRIEVE_UNSUPPORTED,
    * ERR_REPRIEVE_CLOSED, ERR_REPRIEVE_GUARD, ERR_REPRIEVE_STATE, ERR_REPRIEVE_REVOKED; nothing is armed then.
@@ -247,11 +255,15 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const raise = options.raiseLimit ?? false;
     if (typeof raise !== 'boolean') throw invalidOption('the `raiseLimit` option', 'true or false', raise);
     const path = parseScope(scope);
+    const { hierarchy, own } = this.#ground;
+    if (options.shortage !== undefined && path !== SYSTEM_PATH) {
+      throw invalidOption('the `shortage` option', "left out of a watch of anything but 'system'", options.shortage);
+    }
     const ladder = parseLadder(options);
     const account = new Account(this.#reserveOf(options.reserve));
     options.signal?.throwIfAborted();
 
-    const { hierarchy, own } = this.#ground;
+    const hold = this.#holdOf(path, ladder);
     own.locate();
     const rules = new JobRules(options.jobs ?? {}, own.path);
     // What is pending of memcgs made below a scope that is watched already decides what they had before.
@@ -259,13 +271,15 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const opened: Memcg[] = [];
     let raised: Raise | null = null;
     let forgetSignal = () => {};
+    let unshield = () => {};
     try {
-      opened.push(...openAbove(hierarchy, path), hierarchy.open(path));
+      opened.push(...(path === SYSTEM_PATH ? [] : openAbove(hierarchy, path)), this.#openScope(path, options));
       const memcg = opened.at(-1) as Memcg;
       if (this.#memberOf(memcg.inode) !== undefined) {
         throw new ReprieveError('ERR_REPRIEVE_ALREADY_WATCHED', `${scope} is watched already`);
       }
       this.#inside.check(path, raise);
+      if (path === SYSTEM_PATH) unshield = this.#shield();
       if (raise) {
         raised = this.#ground.limits?.raise(memcg, this.#ground.reserve.bytes) ?? null;
       }
@@ -275,11 +289,14 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         above: opened.slice(0, -1),
         recursive: options.recursive ?? false,
         options: ladder,
+        hold,
+        freezing: this.#ground.freezing,
         rules,
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
         account,
         isArmed: (inode) => this.#memberOf(inode) !== undefined,
         scores: this.#scores,
+        groups: this.#groups,
         bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
         near: (watch) => {
           this.#inside.stepOut(watch.path);
@@ -287,6 +304,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         },
         ended: (ended) => {
           forgetSignal();
+          unshield();
           this.#lower(raised, path);
           this.#ended(ended);
         },
@@ -299,10 +317,39 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       forgetSignal = closeOnAbort(options.signal, watch);
       return watch;
     } catch (error) {
+      unshield();
       this.#lower(raised, path);
       for (const memcg of opened) memcg.close();
       throw error;
     }
+  }
+
+  /** The kernel's killer stays beneath a watch of the machine: it is to find others before us. */
+  #shield(): () => void {
+    const { guard } = this.#ground;
+    const { undo, whyNot } = shield([process.pid, ...(guard?.process.pid === undefined ? [] : [guard.process.pid])]);
+    if (whyNot !== null) this.#tell('warning', `the kernel may take this handler or its guard as a victim: ${whyNot}`);
+    return undo;
+  }
+
+  #openScope(path: string, { shortage }: WatchOptions): Memcg {
+    const { hierarchy } = this.#ground;
+    if (path !== SYSTEM_PATH) return hierarchy.open(path);
+    const { total, swapTotal } = readMeminfo();
+    return hierarchy.openMachine(parseShortage(shortage ?? {}, total, swapTotal));
+  }
+
+  /** Bytes between the limit at which jobs are held and the kernel's killer; null where we hold nobody. */
+  #holdOf(path: string, { hold }: LadderOptions): number | null {
+    const { hierarchy, reserve } = this.#ground;
+    if (path === SYSTEM_PATH) return hold === false ? null : 0;
+    if (!hierarchy.parks) return hold === true ? reserve.bytes : null;
+    if (hold !== false) return null;
+    throw invalidOption(
+      'the `hold` option',
+      'true or left out: in a memcg of cgroup v1 the kernel holds who wants memory',
+      hold,
+    );
   }
 
   #lower(raised: Raise | null, path: string): void {
@@ -367,7 +414,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#ground.hierarchy.drainTree();
       if (owner === null) {
         if (drill) this.#runDrill(armed, atUs);
-        else this.#spurious++;
+        else if (!this.#kernelWasQuicker(armed, atUs)) this.#spurious++;
         return;
       }
       const { memcg, full } = owner;
@@ -381,10 +428,18 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       const held = short ? armed.chain.find(({ path }) => this.#inside.isUnableIn(path)) : undefined;
       if (isVanished(error)) for (const watch of this.#watches) watch.scopeIsThere();
       else if (held !== undefined && !isRevoked(error)) this.#leaveInside(held.path);
-      else this.#tell('warning', `a signal of ${armed.memcg.path}: ${(error as Error).message}`);
+      else this.#tell('warning', `a signal of ${shownPath(armed.memcg.path)}: ${(error as Error).message}`);
     } finally {
       if (drill) this.#drills.done(armed);
     }
+  }
+
+  /** Where it lets nobody wait, it may have killed already: then there is a report of that. */
+  #kernelWasQuicker({ memcg }: ArmedMemcg, atUs: number): boolean {
+    const kills = this.#memberOf(memcg.inode)?.watch.kernelKills;
+    if (!kills?.any || this.#conditions.has(memcg.inode)) return false;
+    this.#open(memcg, false, atUs);
+    return true;
   }
 
   /** Once for each event: of several signals of one wake-up the first counts. */
@@ -425,6 +480,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         options: drill ? DRILL_LADDER : watch.options,
         reserve: new ConditionReserve(new Account(parent.bytes, parent), reserve.arena),
         overcharge: own === undefined || drill ? null : this.#ground.overcharge,
+        freezing: own === undefined || drill ? null : own.watch.holding(own.armed),
+        takenByKernel: () => (drill ? [] : (watch.kernelKills?.take() ?? [])),
         above: own?.armed.chain.slice(0, -1) ?? [],
         preference: drill ? NO_PREFERENCE : watch.preference,
         plan: () => own?.watch.plan(own.armed),
@@ -493,7 +550,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
           if (this.#conditions.has(armed.memcg.inode)) continue; // it looks by itself
           armed.rearm();
           const { killDisabled, underOom } = armed.memcg.oomState();
-          if (killDisabled && underOom) this.#signalled(armed, this.#ground.hierarchy.clock.nowUs());
+          const taken = watch.kernelKills?.any === true;
+          if ((killDisabled && underOom) || taken) this.#signalled(armed, this.#ground.hierarchy.clock.nowUs());
         }
       } catch (error) {
         if (isVanished(error)) watch.scopeIsThere();

@@ -39,6 +39,7 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     reserve: { bytes: RESERVE, arena: new ArenaAllocator(new ArrayBuffer(RESERVE)) },
     own: NO_OWN_MEMCG,
     overcharge: null,
+    freezing: null,
     drill: true,
     readUsage: (out) => out.fill(0),
     heap: { tend() {}, collections: () => ({ count: 0, us: 0 }) },

@@ -1,4 +1,8 @@
+import type { FrozenJobs } from './action/freeze.js';
+import { KernelKills } from './action/kernel-kills.js';
 import { KernelPreference } from './action/kernel-preference.js';
+import { mayBeHeld } from './action/never-hold.js';
+import type { OomGroups } from './action/oom-groups.js';
 import type { ScoreRegister } from './action/scores.js';
 import { type Hierarchy, isWindow, type Listener, type Memcg, type TreeChange } from './cgroup/cgroup.js';
 import { Subtree } from './cgroup/subtree.js';
@@ -14,6 +18,7 @@ import { setKernelReserve } from './reserve/kernel.js';
 import { identityOf, Jobs, type LiveJob, pidsOf } from './snapshot/jobs.js';
 import type { JobRules } from './snapshot/settings.js';
 import { ArmedMemcg } from './source/armed.js';
+import { scopeOf, shownPath } from './source/scope.js';
 
 /** Conditions that wait for an iterating caller, at most. */
 const MOST_QUEUED = 64;
@@ -43,6 +48,9 @@ export interface WatchSetup {
   recursive: boolean;
   options: LadderOptions;
   rules: JobRules;
+  /** Bytes between a limit at which jobs are held and the kernel's killer; null: the kernel holds them, or nobody does. */
+  hold: number | null;
+  freezing: ((jobs: () => LiveJob[]) => FrozenJobs) | null;
   /** Called for each signal of an armed memcg. */
   signalled: (watch: Watch, armed: ArmedMemcg, atUs: number) => void;
   /** What conditions here may charge. */
@@ -50,6 +58,7 @@ export interface WatchSetup {
   /** True if another watch has armed that memcg. */
   isArmed: (inode: number) => boolean;
   scores: ScoreRegister;
+  groups: OomGroups | null;
   bound: Bound;
   /** The scope comes near to its limit. */
   near: (watch: Watch) => unknown;
@@ -69,6 +78,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   #likely: LiveJob[] = [];
   #near: { listener: Listener; limit: number } | null = null;
   readonly preference: KernelPreference;
+  /** Null where the kernel kills nobody while we watch. */
+  readonly kernelKills: KernelKills | null = null;
   readonly #queue: OomCondition[] = [];
   readonly #conditions = new Set<OomCondition>();
   #restoreReserve: (() => void) | null = null;
@@ -83,7 +94,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   constructor(setup: WatchSetup) {
     this.#setup = setup;
     const { hierarchy, scope, above, rules } = setup;
-    this.preference = new KernelPreference(setup.scores);
+    this.preference = new KernelPreference(setup.scores, setup.groups);
     this.#subtree = new Subtree(hierarchy, scope, {
       created: (memcg) => this.#created(memcg),
       removed: (memcg) => this.#forget(memcg),
@@ -97,6 +108,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       this.#arm(scope, above);
       this.#armBelow();
       this.#listenNear();
+      if (!hierarchy.parks) this.kernelKills = new KernelKills(scope, () => [...this.#jobs.values()]);
       this.#prepare();
     } catch (error) {
       this.#state = 'closed';
@@ -106,9 +118,9 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     }
   }
 
-  /** The watched scope, 'memcg:/path'. */
+  /** The watched scope, 'memcg:/path' or 'system'. */
   get scope(): string {
-    return `memcg:${this.#setup.scope.path}`;
+    return scopeOf(this.#setup.scope.path);
   }
 
   get path(): string {
@@ -170,7 +182,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   // --- Arming ---
 
   #arm(memcg: Memcg, above: readonly Memcg[], original?: boolean): void {
-    const { hierarchy, signalled, options } = this.#setup;
+    const { hierarchy, signalled, options, hold } = this.#setup;
+    if (hold !== null) hierarchy.prepareHold(memcg, hold);
     const signal = (atUs: number) => {
       const armed = this.#armed.get(memcg.inode);
       if (armed !== undefined) signalled(this, armed, atUs);
@@ -232,7 +245,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   }
 
   #warn(memcg: Memcg, error: unknown): void {
-    this.#setup.warn(`${memcg.path}, watched as ${this.scope}: ${(error as Error).message}`);
+    this.#setup.warn(`${shownPath(memcg.path)}, watched as ${this.scope}: ${(error as Error).message}`);
   }
 
   #forget(memcg: Memcg): void {
@@ -297,6 +310,15 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       .slice(0, MOST_LIKELY)
       .flatMap(({ id }) => groups.flatMap((jobs) => jobs.find(id) ?? []));
     for (const armed of this.#armed.values()) this.plan(armed);
+    this.kernelKills?.note();
+  }
+
+  /** What holds the jobs of an armed memcg while an answer is awaited; null where the kernel does, or nobody is to. */
+  holding(armed: ArmedMemcg): ((killed: ReadonlySet<string>) => FrozenJobs) | null {
+    const { freezing, hierarchy, hold } = this.#setup;
+    if (freezing === null || hold === null || hierarchy.parks) return null;
+    const jobs = this.jobsOf(armed);
+    return (killed) => freezing(() => jobs.live().filter((job) => mayBeHeld(job) && !killed.has(identityOf(job))));
   }
 
   /** Processes of the jobs that would die first by the last look, as many as are worth a descriptor each. */

@@ -1,5 +1,6 @@
 import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
 import { isVanished } from '../errors.js';
+import type { KernelVictim } from '../report/report.js';
 import { type Jobs, pidsIn, pidsOf } from '../snapshot/jobs.js';
 import { NEVER } from './scores.js';
 
@@ -32,14 +33,11 @@ export function processesOf(groups: readonly Jobs[]): Map<string, number[]> {
 }
 
 /** Whose processes are gone since then: where the kernel had the memcg, it took them. */
-export function goneSince(
-  before: ReadonlyMap<string, number[]>,
-  groups: readonly Jobs[],
-): { job: string; pids: number[] }[] {
+export function goneSince(before: ReadonlyMap<string, number[]>, groups: readonly Jobs[]): KernelVictim[] {
   const now = processesOf(groups);
   return [...before].flatMap(([job, pids]) => {
     const left = new Set(now.get(job));
     const gone = pids.filter((pid) => !left.has(pid));
-    return gone.length > 0 ? [{ job, pids: gone }] : [];
+    return gone.length > 0 ? [{ job, pids: gone, processes: gone.length }] : [];
   });
 }

@@ -2,6 +2,7 @@ import type { Process } from '../cgroup/cgroup.js';
 import { firstTier, rankForKernel } from '../policy/lowest-priority.js';
 import { identityOf, type Jobs, type LiveJob, pidsOf } from '../snapshot/jobs.js';
 import type { Job } from '../snapshot/snapshot.js';
+import type { OomGroups } from './oom-groups.js';
 import type { Nursery, ScoreRegister, Wanted } from './scores.js';
 
 /**
@@ -16,9 +17,12 @@ const FIRST_TO_DIE = 1000;
  */
 export class KernelPreference {
   readonly #scores: ScoreRegister;
+  readonly #groups: OomGroups | null;
 
-  constructor(scores: ScoreRegister) {
+  /** @param groups null where the kernel knows no jobs that die whole */
+  constructor(scores: ScoreRegister, groups: OomGroups | null) {
     this.#scores = scores;
+    this.#groups = groups;
   }
 
   /**
@@ -29,8 +33,10 @@ export class KernelPreference {
     const live = liveJobs(groups);
     const tier = firstTier(sampled);
     const wanted = new Map<number, Wanted>();
-    for (const job of tier.length < live.size ? tier : []) want(wanted, live.get(identityOf(job)), FIRST_TO_DIE);
+    const first = tier.length < live.size ? tier : [];
+    for (const job of first) want(wanted, live.get(identityOf(job)), FIRST_TO_DIE);
     this.#scores.apply(this, wanted);
+    this.#groups?.apply(this, memcgsOf(first));
   }
 
   /**
@@ -52,11 +58,17 @@ export class KernelPreference {
       want(wanted, live.get(identityOf(job)), rank === 0 ? FIRST_TO_DIE : score);
     }
     this.#scores.apply(this, wanted);
+    this.#groups?.apply(this, memcgsOf(ranked));
   }
 
   restoreAll(): void {
     this.#scores.apply(this, new Map());
+    this.#groups?.apply(this, []);
   }
+}
+
+function memcgsOf(jobs: readonly Job[]): string[] {
+  return jobs.flatMap(({ kind, id }) => (kind === 'memcg' ? [id] : []));
 }
 
 interface Housed {

@@ -9,6 +9,7 @@ import type { Clock } from '../clock.js';
 import { isVanished } from '../errors.js';
 import type { Guard } from '../guard/guard.js';
 import type { Ledger } from '../guard/ledger.js';
+import type { Marks } from '../source/shortage.js';
 
 /** Memory charged to a memcg and all below it, or to one process, in bytes, by what becomes of it. */
 export interface MemoryUse {
@@ -28,8 +29,6 @@ export interface OomState {
   killDisabled: boolean;
   /** Tasks of this memcg, or of one above it, wait for memory. */
   underOom: boolean;
-  /** Processes the kernel's killer took in this memcg so far. */
-  kills: number;
 }
 
 /** One memory cgroup, through descriptors that stay open. */
@@ -39,6 +38,8 @@ export interface Memcg {
   /** Identity: a cgroup that is removed and made anew has another inode. */
   readonly inode: number;
   oomState(): OomState;
+  /** Processes that the kernel's killer took here so far. */
+  kills(): number;
   /** Bytes charged, all below included. */
   usage(): number;
   /** The limit in bytes; Infinity without one. */
@@ -47,6 +48,8 @@ export interface Memcg {
   isFull(): boolean;
   memory(): MemoryUse;
   setKillDisabled(disabled: boolean): void;
+  /** True while what `setKillDisabled(true)` made is still so: whoever owns the cgroup may have changed it since. */
+  isArmed(): boolean;
   /** An extended attribute of the cgroup's directory. */
   attribute(name: string): string | null;
   /** Claims the memcg for this handle; false while another handle, of any process, has the claim. It ends with `close`. */
@@ -120,7 +123,9 @@ export interface OomListener extends Listener {
 
 /** One memory hierarchy and its processes. */
 export interface Hierarchy {
-  readonly kind: 'v1' | 'simulated';
+  readonly kind: 'v1' | 'v2' | 'none' | 'simulated';
+  /** Tasks that want memory wait in the kernel until somebody acts; else it kills, and what is to wait is frozen by us. */
+  readonly parks: boolean;
   readonly clock: Clock;
   /** Where changes are written down before they are made. */
   readonly ledger: Ledger;
@@ -133,6 +138,13 @@ export interface Hierarchy {
    * @throws ReprieveError ERR_REPRIEVE_NOT_A_MEMCG, ERR_REPRIEVE_PERMISSION
    */
   open(path: string): Memcg;
+  /** The whole machine, as a memcg. */
+  openMachine(marks: Marks): Memcg;
+  /**
+   * Before it is armed: tasks are to be held at its limit, where the kernel does not do that by itself (v1 does).
+   * @param reserve bytes between that and the kernel's killer
+   */
+  prepareHold(memcg: Memcg, reserve: number): void;
   /** Null if the process is gone, belongs to another pid namespace, or is the handler itself. */
   openProcess(pid: number): Process | null;
   /** Listens on `memory.oom_control`. `signal` gets the time of the wake-up, in the clock's microseconds. */

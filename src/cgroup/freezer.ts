@@ -6,8 +6,28 @@ import type { Entry, FileLedger } from '../guard/ledger.js';
 import { type Directory, native } from '../native.js';
 import { type CgroupMount, cgroupPathOf } from './mounts.js';
 
-const STATE = 'freezer.state';
 const PROCS = 'cgroup.procs';
+
+/** What the two versions call it. */
+const VERSIONS = {
+  1: {
+    controller: 'freezer',
+    hierarchy: 'freezer',
+    made: 'freezer',
+    file: 'freezer.state',
+    frozen: 'FROZEN',
+    threads: 'tasks',
+  },
+  // Where there is no v1 memory hierarchy, this one is the one that cgroups are made in.
+  2: {
+    controller: '',
+    hierarchy: 'unified',
+    made: 'memory',
+    file: 'cgroup.freeze',
+    frozen: '1',
+    threads: 'cgroup.threads',
+  },
+} as const;
 
 /** Where a thread is in the kernel when it takes nothing more: frozen, waiting for memory, stopped, or traced. */
 const STANDING = ['__refrigerator', 'mem_cgroup_oom_synchronize', 'do_signal_stop', 'ptrace_stop'];
@@ -44,16 +64,21 @@ export interface MadeGroup {
   readonly home: string;
 }
 
-/** The v1 freezer hierarchy (Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst). Paths are below its mount point. */
+/**
+ * The v1 freezer hierarchy (Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst), or `cgroup.freeze` of v2
+ * (Documentation/admin-guide/cgroup-v2.rst). Paths are below the mount point.
+ */
 export class Freezer {
   readonly #mount: CgroupMount;
   readonly #files: ControlFiles;
   readonly #ledger: FileLedger;
   readonly #epoch: Epoch;
   readonly #made = new Map<string, Entry>();
+  readonly #of: (typeof VERSIONS)[1 | 2];
 
   constructor(mount: CgroupMount, files: ControlFiles, ledger: FileLedger, epoch: Epoch) {
     this.#mount = mount;
+    this.#of = VERSIONS[mount.version];
     this.#files = files;
     this.#ledger = ledger;
     this.#epoch = epoch;
@@ -62,7 +87,7 @@ export class Freezer {
   /** The freezer cgroup of a process; null if it is gone, undefined if it lies outside of what the mount shows. */
   pathOf(pid: number): string | undefined | null {
     try {
-      return cgroupPathOf(readFileSync(`/proc/${pid}/cgroup`, 'utf8'), 'freezer', this.#mount);
+      return cgroupPathOf(readFileSync(`/proc/${pid}/cgroup`, 'utf8'), this.#of.controller, this.#mount);
     } catch (error) {
       const { code } = error as SystemError;
       if (code === 'ENOENT' || code === 'ESRCH') return null;
@@ -107,7 +132,11 @@ export class Freezer {
   state(path: string): string {
     if (path === '/') return 'THAWED'; // the root has no such file
     try {
-      return readFileSync(`${this.#point(path)}/${STATE}`, 'utf8').trim();
+      const { file, frozen } = this.#of;
+      const state = readFileSync(`${this.#point(path)}/${file}`, 'utf8').trim();
+      if (this.#mount.version === 1) return state;
+      if (/^frozen 1$/m.test(readFileSync(`${this.#point(path)}/cgroup.events`, 'utf8'))) return 'FROZEN';
+      return state === frozen ? 'FREEZING' : 'THAWED';
     } catch (error) {
       if ((error as SystemError).code === 'ENOENT') return 'THAWED'; // it was removed
       throw error;
@@ -118,7 +147,7 @@ export class Freezer {
   running(path: string, most: number): Running[] {
     const running: Running[] = [];
     if (this.state(path) === 'FROZEN') return running;
-    for (const tid of this.#list(path, 'tasks')) {
+    for (const tid of this.#list(path, this.#of.threads)) {
       if (running.length >= most) break;
       try {
         const where = readFileSync(`/proc/${tid}/wchan`, 'utf8');
@@ -136,11 +165,11 @@ export class Freezer {
 
   /** Begins to freeze; a thread in the middle of a long system call stops at its end. */
   freeze(path: string): void {
-    this.#files.change('freezer', path, STATE, 'FROZEN');
+    this.#files.change(this.#of.hierarchy, path, this.#of.file, this.#of.frozen);
   }
 
   thaw(path: string): void {
-    this.#files.putBack('freezer', path, STATE);
+    this.#files.putBack(this.#of.hierarchy, path, this.#of.file);
   }
 
   /** Makes a cgroup below `home` for processes that are there, written down first. */
@@ -148,14 +177,14 @@ export class Freezer {
     const path = home === '/' ? `/${name}` : `${home}/${name}`;
     this.#epoch.permit();
     // Its inode is known only once it is there.
-    let entry = this.#ledger.made({ path, inode: 0 }, home, 'freezer');
+    let entry = this.#ledger.made({ path, inode: 0 }, home, this.#of.made);
     const above = this.#open(home);
     try {
       above.makeDirectory(name);
       const made = above.openBeneath(name);
       const { inode } = made;
       made.close();
-      const known = this.#ledger.made({ path, inode }, home, 'freezer');
+      const known = this.#ledger.made({ path, inode }, home, this.#of.made);
       entry.clear();
       entry = known;
     } finally {

@@ -42,19 +42,35 @@ export function findMemoryV1(mounts: readonly CgroupMount[]): CgroupMount | unde
   return findV1(mounts, 'memory');
 }
 
+/** The v2 hierarchy, or undefined. */
+export function findUnified(mounts: readonly CgroupMount[]): CgroupMount | undefined {
+  return mounts.find(({ version }) => version === 2);
+}
+
+/** True if v2 has the memory controller, as far as we see. */
+export function hasMemoryController({ point }: CgroupMount): boolean {
+  try {
+    return readFileSync(`${point}/cgroup.controllers`, 'utf8').split(/\s+/).includes('memory');
+  } catch {
+    return false; // hidden from us: as good as not there
+  }
+}
+
 /** The v1 hierarchy of a controller, or undefined. */
 export function findV1(mounts: readonly CgroupMount[], controller: string): CgroupMount | undefined {
   return mounts.find(({ version, controllers }) => version === 1 && controllers.includes(controller));
 }
 
 /**
- * Path of a process's cgroup of one v1 controller below the mount point, from /proc/PID/cgroup's text, or undefined if
+ * Path of a process's cgroup below the mount point, of a v1 controller or of v2, from /proc/PID/cgroup's text, or undefined if
  * it lies outside what the mount shows.
  */
 export function cgroupPathOf(text: string, controller: string, mount: CgroupMount): string | undefined {
   for (const line of text.split('\n')) {
     const match = /^\d+:([^:]*):(.*)$/.exec(line);
-    if (match === null || !match[1]?.split(',').includes(controller)) continue;
+    if (match === null) continue;
+    const [, controllers = ''] = match;
+    if (mount.version === 2 ? controllers !== '' : !controllers.split(',').includes(controller)) continue;
     const path = match[2] ?? '/';
     if (mount.root === '/') return path;
     if (path === mount.root) return '/';

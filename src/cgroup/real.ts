@@ -18,6 +18,7 @@ import {
   native,
   type Pidfd,
 } from '../native.js';
+import type { Marks } from '../source/shortage.js';
 import type {
   Hierarchy,
   Killing,
@@ -30,6 +31,7 @@ import type {
   TreeChange,
   Waiter,
 } from './cgroup.js';
+import { Machine } from './machine.js';
 import { openProcess, type RealProcess } from './process.js';
 
 /** Start times of processes are in these (sysconf(_SC_CLK_TCK), the same wherever Linux runs Node). */
@@ -75,10 +77,16 @@ export abstract class RealMemcg implements Memcg {
   }
 
   abstract oomState(): OomState;
+  abstract kills(): number;
   abstract usage(): number;
   abstract limit(): number;
   abstract isFull(): boolean;
   abstract setKillDisabled(disabled: boolean): void;
+
+  isArmed(): boolean {
+    return this.oomState().killDisabled;
+  }
+
   abstract memory(): MemoryUse;
   protected abstract make(directory: Directory, path: string): RealMemcg;
 
@@ -138,6 +146,7 @@ export function fromMemcg(error: unknown, doing: string): ReprieveError {
 /** A memory hierarchy below a mount point. */
 export abstract class RealHierarchy implements Hierarchy {
   abstract readonly kind: Hierarchy['kind'];
+  abstract readonly parks: boolean;
   readonly clock: Clock;
   readonly ledger: Ledger;
   /** Set once it has started. */
@@ -179,8 +188,8 @@ export abstract class RealHierarchy implements Hierarchy {
   }
 
   protected abstract make(directory: Directory, path: string): RealMemcg;
-  abstract listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener;
-  abstract listenNear(memcg: Memcg, near: () => void): Listener;
+  protected abstract listenMemcg(memcg: Memcg, signal: (atUs: number) => void): OomListener;
+  protected abstract listenMemcgNear(memcg: Memcg, near: () => void): Listener;
   abstract listWaiters(memcg: Memcg, most: number): Waiter[];
 
   open(path: string): Memcg {
@@ -203,6 +212,25 @@ export abstract class RealHierarchy implements Hierarchy {
     }
     return this.make(directory, path);
   }
+
+  /** @throws ReprieveError ERR_REPRIEVE_SYSTEM */
+  openMachine(marks: Marks): Memcg {
+    try {
+      return new Machine(this.clock, marks);
+    } catch (error) {
+      throw fromSystem(error, 'opening /proc');
+    }
+  }
+
+  listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener {
+    return memcg instanceof Machine ? memcg.listen(signal) : this.listenMemcg(memcg, signal);
+  }
+
+  listenNear(memcg: Memcg, near: () => void): Listener {
+    return memcg instanceof Machine ? memcg.listenNear(near) : this.listenMemcgNear(memcg, near);
+  }
+
+  prepareHold(_memcg: Memcg, _reserve: number): void {}
 
   openProcess(pid: number): Process | null {
     // One that lives in what it watches is not among its own victims.
@@ -244,6 +272,7 @@ export abstract class RealHierarchy implements Hierarchy {
   }
 
   listenTree(memcg: Memcg, change: (change: TreeChange) => void): Listener {
+    if (memcg instanceof Machine) return { close() {} };
     const known = [...this.#trees].find(([, { inode }]) => inode === memcg.inode);
     let [token, tree] = known ?? [0, { inode: memcg.inode, changes: new Set<(change: TreeChange) => void>() }];
     if (known === undefined) {

@@ -152,6 +152,7 @@ export interface Misbehaviour {
 
 export class SimulatedHierarchy implements Hierarchy {
   readonly kind = 'simulated';
+  readonly parks = true;
   readonly ledger = NO_LEDGER;
   readonly guard: Guard = NO_GUARD;
   readonly root: SimulatedMemcg;
@@ -368,6 +369,12 @@ export class SimulatedHierarchy implements Hierarchy {
     return process === undefined ? null : new SimulatedProcessHandle(process, this.held);
   }
 
+  openMachine(): Memcg {
+    throw new ReprieveError('ERR_REPRIEVE_UNSUPPORTED', "The simulation has no scope 'system'");
+  }
+
+  prepareHold(): void {}
+
   listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener {
     const { there } = memcg as SimulatedHandle;
     const { close } = addTo(this.#signals, there, signal);
@@ -445,8 +452,11 @@ class SimulatedHandle implements Memcg {
   }
 
   oomState(): OomState {
-    const { killDisabled, kills } = this.there;
-    return { killDisabled, kills, underOom: this.kernel.waits() };
+    return { killDisabled: this.there.killDisabled, underOom: this.kernel.waits() };
+  }
+
+  kills(): number {
+    return this.there.kills;
   }
 
   usage(): number {
@@ -463,6 +473,10 @@ class SimulatedHandle implements Memcg {
 
   memory(): MemoryUse {
     return this.there.memory;
+  }
+
+  isArmed(): boolean {
+    return this.oomState().killDisabled;
   }
 
   setKillDisabled(disabled: boolean): void {

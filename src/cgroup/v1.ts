@@ -36,8 +36,13 @@ class MemcgV1 extends RealMemcg {
     this.doing('reading the OOM state', () =>
       this.file('memory.oom_control', 'readwrite').readFields(OOM_KEYS, oomFields),
     );
-    const [killDisabled, underOom, kills] = oomFields;
-    return { killDisabled: killDisabled === 1, underOom: underOom === 1, kills: kills || 0 };
+    const [killDisabled, underOom] = oomFields;
+    return { killDisabled: killDisabled === 1, underOom: underOom === 1 };
+  }
+
+  kills(): number {
+    this.oomState();
+    return oomFields[2] || 0;
   }
 
   usage(): number {
@@ -119,6 +124,7 @@ class MemcgV1 extends RealMemcg {
 /** The v1 memory hierarchy below a mount point. */
 export class HierarchyV1 extends RealHierarchy {
   readonly kind = 'v1';
+  readonly parks = true;
 
   constructor(point: string, ledger?: Ledger, epoch?: Epoch) {
     super(point, CGROUP_SUPER_MAGIC, ledger, epoch);
@@ -128,12 +134,12 @@ export class HierarchyV1 extends RealHierarchy {
     return new MemcgV1(directory, path, this.epoch);
   }
 
-  listenOom(memcg: Memcg, signal: (atUs: number) => void): OomListener {
+  protected listenMemcg(memcg: Memcg, signal: (atUs: number) => void): OomListener {
     return this.#listen(memcg, 'memory.oom_control', '', signal);
   }
 
   /** By usage thresholds (memory.rst, section 9) and by the highest pressure level (section 11). */
-  listenNear(memcg: Memcg, near: () => void): Listener {
+  protected listenMemcgNear(memcg: Memcg, near: () => void): Listener {
     const limit = memcg.limit();
     const listeners: Listener[] = [this.#listen(memcg, 'memory.pressure_level', 'critical', near)];
     if (Number.isFinite(limit)) {

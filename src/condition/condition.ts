@@ -5,6 +5,7 @@
  * answers at once. Everything else is driven by `#check`, which looks at the memcg's state and goes on from there:
  * signals, exits and timers only say when to look.
  */
+import type { FrozenJobs } from '../action/freeze.js';
 import { goneSince, hasKillableTask, processesOf } from '../action/hand-over.js';
 import type { KernelPreference } from '../action/kernel-preference.js';
 import type { Hierarchy, Memcg } from '../cgroup/cgroup.js';
@@ -18,12 +19,13 @@ import {
   type PolicyContext,
 } from '../policy/decision.js';
 import { compareJobs } from '../policy/lowest-priority.js';
-import type { Outcome, Report } from '../report/report.js';
+import type { KernelVictim, Outcome, Report } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
 import type { OverchargeGround } from '../reserve/overcharge.js';
 import { withResolvers } from '../resolvers.js';
 import { type Jobs, pidsOf } from '../snapshot/jobs.js';
 import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
+import { shownPath } from '../source/scope.js';
 import { Context, isPromise, readOnce, reasonOf } from './answer.js';
 import type { LadderOptions } from './options.js';
 import { count, Story } from './story.js';
@@ -43,6 +45,8 @@ const GONE_US = 200_000;
 const DYING_LOOK_MS = 10;
 /** Longest pause between two looks while nothing is signalled, in milliseconds. */
 const LONGEST_LOOK_MS = 50;
+/** A victim that dies slower than this may be outrun by others. */
+const SLOW_US = 50_000;
 /** After a longer thought than this, memory may have come back meanwhile. */
 const PROMPT_US = 5_000;
 
@@ -58,6 +62,10 @@ export interface ConditionSetup {
   reserve: ConditionReserve;
   /** Null where no window can be opened: in the simulation, without a freezer, or above what is watched. */
   overcharge: OverchargeGround | null;
+  /** Freezes the jobs that are to be held, those left out whose identities are given; null where the kernel holds them, or nobody is to be held. */
+  freezing: ((killed: ReadonlySet<string>) => FrozenJobs) | null;
+  /** Processes that the kernel's killer took since it was asked before, by job. */
+  takenByKernel: () => KernelVictim[];
   /** The memcgs above the owner, without the root. */
   above: readonly Memcg[];
   preference: Pick<KernelPreference, 'prepareHandOver'>;
@@ -110,6 +118,7 @@ export class OomCondition {
   /** Since when somebody waits though there is room. */
   #roomSinceUs: number | null = null;
   #delivered = false;
+  #held: FrozenJobs | null = null;
   /** Processes by job, as they were when the kernel got the memcg. */
   #beforeKernel: Map<string, number[]> | null = null;
 
@@ -144,9 +153,9 @@ export class OomCondition {
     };
   }
 
-  /** Path of the memcg that is out of memory. */
+  /** Path of the memcg that is out of memory; 'system' for the whole machine. */
   get owner(): string {
-    return this.#setup.owner.path;
+    return shownPath(this.#setup.owner.path);
   }
 
   get open(): boolean {
@@ -375,7 +384,7 @@ export class OomCondition {
         : jobs.flatMap((group) => group.sample(this.#victims.killed));
     return {
       version: 1,
-      owner: owner.path,
+      owner: this.owner,
       above: !armed,
       limit: Number.isFinite(limit) ? limit : null,
       usage: owner.usage(),
@@ -559,6 +568,7 @@ export class OomCondition {
     const rung = this.#rungName;
     const record = this.#victims.kill(job, diesWith(sampled), rung, settled);
     this.#windows.thaw(job);
+    this.#attempt('thawing', () => this.#held?.thaw(job));
     if (record.pids.length > 0) this.#story.killed(record.killedUs);
     this.#enter('acting');
     hierarchy.guard.killed(owner, job);
@@ -581,9 +591,40 @@ export class OomCondition {
 
   /** Looks again: soon after the state changed, more seldom later. Signals and exits look at once. */
   #look(): void {
+    this.#hold();
     const age = this.#setup.hierarchy.clock.nowUs() - this.#stateSinceUs;
     const least = this.dying ? DYING_LOOK_MS : 1;
     this.#after('look', Math.min(LONGEST_LOOK_MS, Math.max(least, age / 8000)), () => this.#check());
+  }
+
+  /**
+   * Where the kernel makes nobody wait: jobs stand still while an answer is awaited, or a victim is slow to die. One that
+   * answers at once is quicker than any freezing.
+   */
+  #hold(): void {
+    const { freezing, hierarchy } = this.#setup;
+    if (freezing === null || !this.open || this.#state === 'kernel') return;
+    const prompt = this.#state === 'acting' && hierarchy.clock.nowUs() - this.#stateSinceUs < SLOW_US;
+    if (prompt && this.#held === null) return;
+    const before = new Set(this.#held?.how.map(({ job }) => job));
+    this.#held ??= freezing(this.#victims.killed);
+    const { how } = this.#held;
+    this.#attempt('freezing', () => this.#held?.freeze());
+    const fresh = how.length === this.#held.how.length ? [] : this.#held.how.filter(({ job }) => !before.has(job));
+    if (fresh.length > 0) this.#step(`holds ${fresh.map(({ job }) => job).join(', ')}: frozen`);
+  }
+
+  /** What was held goes on; a process that could not be moved back yet, as it dies, is tried again. */
+  #letGo(): void {
+    const held = this.#held;
+    this.#held = null;
+    if (held === null) return;
+    let done: boolean | undefined;
+    const release = () => {
+      done = this.#attempt('thawing', () => held.release());
+      if (done !== true) this.#setup.hierarchy.clock.after(LONGEST_LOOK_MS, release);
+    };
+    release();
   }
 
   #check(): void {
@@ -702,7 +743,7 @@ export class OomCondition {
       return this.#withoutWindow(() => this.#handOver(why));
     }
     if (!armed) {
-      this.#step(`${why}; ${owner.path} lies above what is watched and is left to its owner`);
+      this.#step(`${why}; ${this.owner} lies above what is watched and is left to its owner`);
       return this.#end('left');
     }
     // Whatever of this fails, for want of descriptors, say, must not keep the waiters from being let go.
@@ -714,6 +755,7 @@ export class OomCondition {
     }
     this.#attempt('looking who waits', () => this.#story.noteWaiters());
     this.#beforeKernel = this.#attempt('listing processes', () => processesOf(jobs)) ?? null;
+    this.#letGo();
     owner.setKillDisabled(false);
     this.#cancel('handle');
     this.#enter('kernel', `handed over to the kernel's own killer: ${why}`);
@@ -773,19 +815,23 @@ export class OomCondition {
     this.#timers.clear();
     this.#nextQuestion();
     this.#victims.close();
+    this.#letGo();
     this.#setup.hierarchy.guard.resolved(this.#setup.owner);
     this.#withoutWindow(() => {});
     // Whatever of the report fails, somebody waits for its end, and the memcg for the next condition.
     const kernelVictims =
       outcome === 'vanished' ? [] : this.#attempt('looking whom the kernel killed', () => this.#kernelVictims());
-    const report = this.#story.end(outcome, kernelVictims ?? []);
+    const byKernel = outcome === 'cleared' && this.#victims.records.length === 0 && kernelVictims?.length;
+    const report = this.#story.end(byKernel ? 'kernel' : outcome, kernelVictims ?? []);
     this.#setup.reserve.close();
     this.#setup.ended(this, report);
     this.#abort?.abort();
     this.#closed.resolve(report);
   }
 
-  #kernelVictims(): { job: string; pids: number[] }[] {
-    return this.#beforeKernel === null ? [] : goneSince(this.#beforeKernel, this.#setup.jobs);
+  /** By processes that are gone since the kernel got the memcg; else by what it has counted. */
+  #kernelVictims(): KernelVictim[] {
+    if (this.#beforeKernel !== null) return goneSince(this.#beforeKernel, this.#setup.jobs);
+    return this.#setup.takenByKernel();
   }
 }

@@ -12,6 +12,13 @@ export interface WatchDeadlines {
   handleWithin?: number;
   /** Jobs that one condition may cost, whatever a policy answers; 8 by default. The kernel's own kills are not counted. */
   maxVictims?: number;
+  /**
+   * Whether jobs are held where the kernel makes nobody wait. On cgroup v2, false by default: limits are left alone, and the
+   * kernel kills at `memory.max` whoever was prepared for it, if it is quicker; with true, `memory.high` becomes the limit,
+   * `memory.max` the limit and the reserve, and jobs are frozen while an answer is awaited. For 'system', true by default: jobs
+   * that grow are frozen while an answer is awaited. v1 always holds.
+   */
+  hold?: boolean;
   /** What is tried when the policy fails, in this order; `[lowestPriority, 'kernel']` by default. 'kernel' is always last. */
   fallback?: readonly (Policy | 'kernel')[];
 }
@@ -24,6 +31,8 @@ export interface LadderOptions {
   maxVictims: number;
   /** Null: the caller acts, in the iterator style. */
   policy: Policy | null;
+  /** Null: the default of the kind of scope. */
+  hold: boolean | null;
   fallback: readonly (Policy | 'kernel')[];
 }
 
@@ -54,7 +63,10 @@ export function parseLadder(options: WatchDeadlines & { policy?: Policy | undefi
   if (policy !== null && typeof policy !== 'function') {
     throw invalidOption('the `policy` option', 'a function of a snapshot', policy);
   }
+  const hold = options.hold ?? null;
+  if (hold !== null && typeof hold !== 'boolean') throw invalidOption('the `hold` option', 'true or false', hold);
   return {
+    hold,
     respondWithin: time('respondWithin'),
     clearWithin: time('clearWithin'),
     handleWithin: time('handleWithin'),

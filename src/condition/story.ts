@@ -6,6 +6,7 @@ import type { Outcome, Report } from '../report/report.js';
 import type { ReserveCounters } from '../reserve/account.js';
 import type { Jobs } from '../snapshot/jobs.js';
 import type { Snapshot } from '../snapshot/snapshot.js';
+import { shownPath } from '../source/scope.js';
 import { withReason } from './answer.js';
 import { NOBODY_KILLED, type Toll } from './toll.js';
 
@@ -49,7 +50,7 @@ export class Story {
     this.report = {
       version: 1,
       id,
-      owner: setup.owner.path,
+      owner: shownPath(setup.owner.path),
       scopes: setup.scopes,
       openedAt: '',
       outcome: 'cleared',
@@ -122,7 +123,7 @@ export class Story {
       for (const waiter of hierarchy.listWaiters(memcg, left)) this.report.waiters.push({ job, ...waiter });
     };
     try {
-      note(owner.path, owner);
+      note(shownPath(owner.path), owner);
       for (const job of jobs.flatMap((group) => group.live())) {
         if (job.kind !== 'memcg') continue;
         const below = openDescendants(job.memcg);
@@ -134,7 +135,6 @@ export class Story {
     }
   }
 
-  /** @param kernelVictims processes that were gone after the kernel's killer had the memcg, by job */
   end(outcome: Outcome, kernelVictims: Report['kernelVictims']): Report {
     const { report } = this;
     this.speak();
@@ -150,7 +150,7 @@ export class Story {
       this.step(`explaining failed: ${messageOf(error)}`); // a policy may have changed the snapshot
     }
     report.kernelVictims = kernelVictims;
-    for (const { job, pids } of kernelVictims) this.step(`the kernel killed ${count(pids.length)} of ${job}`);
+    for (const { job, processes } of kernelVictims) this.step(`the kernel killed ${count(processes)} of ${job}`);
     return report;
   }
 }

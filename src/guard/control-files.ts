@@ -61,6 +61,11 @@ export class ControlFiles {
     return this.#changed.get(keyOf(hierarchy, path, name))?.wrote;
   }
 
+  /** What it was before; undefined if it is not changed. */
+  was(hierarchy: keyof Mounts, path: string, name: string): string | undefined {
+    return this.#changed.get(keyOf(hierarchy, path, name))?.was;
+  }
+
   /** It holds what was written, or is not changed, or gone. */
   stands(hierarchy: keyof Mounts, path: string, name: string): boolean {
     const changed = this.#changed.get(keyOf(hierarchy, path, name));

@@ -6,7 +6,7 @@ import type { Collections } from '../self/heap.js';
 import type { Snapshot } from '../snapshot/snapshot.js';
 
 /**
- * How an episode ended: `cleared` by the ladder or by itself, by the `kernel`'s own killer after a hand-over, the memcg
+ * How an episode ended: `cleared` by the ladder or by itself, by the `kernel`'s own killer after a hand-over or before us, the memcg
  * `vanished`, it was `released` because the watch was closed, or it was `left` to whoever owns the memcg above.
  */
 export type Outcome = 'cleared' | 'kernel' | 'vanished' | 'released' | 'left' | 'revoked';
@@ -35,6 +35,15 @@ export interface Victim {
   freed: number | null;
   /** Memory still charged to the dead job (tmpfs, page cache), in bytes; null if its memcg is gone or it has none. */
   left: number | null;
+}
+
+/** What the kernel's killer took of a job. */
+export interface KernelVictim {
+  job: string;
+  /** Processes that were gone after the memcg was handed over; empty where only their number is known. */
+  pids: number[];
+  /** How many. */
+  processes: number;
 }
 
 /** An episode as data. Times are microseconds from the event: the wake-up of the handler by the kernel's signal. */
@@ -73,8 +82,8 @@ export interface Report {
   /** A sentence for each job. */
   explanation: string[];
   victims: Victim[];
-  /** Processes that were gone after the kernel's killer had the memcg, by job. */
-  kernelVictims: { job: string; pids: number[] }[];
+  /** What the kernel's killer took, after a hand-over or because it was quicker. */
+  kernelVictims: KernelVictim[];
   /** Threads seen waiting, by job; looked up while an answer was awaited, or before a hand-over. */
   waiters: ({ job: string } & Waiter)[];
   steps: Step[];

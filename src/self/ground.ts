@@ -1,14 +1,26 @@
 import { isMainThread } from 'node:worker_threads';
+import { FrozenJobs } from '../action/freeze.js';
 import { type Capabilities, probeCapabilities } from '../capabilities.js';
 import type { Hierarchy } from '../cgroup/cgroup.js';
 import { Freezer } from '../cgroup/freezer.js';
-import { type CgroupMount, findMemoryV1, findV1, readCgroupMounts } from '../cgroup/mounts.js';
+import {
+  type CgroupMount,
+  findMemoryV1,
+  findUnified,
+  findV1,
+  hasMemoryController,
+  readCgroupMounts,
+} from '../cgroup/mounts.js';
+import { NoHierarchy } from '../cgroup/none.js';
+import type { RealHierarchy } from '../cgroup/real.js';
 import { HierarchyV1 } from '../cgroup/v1.js';
+import { HierarchyV2 } from '../cgroup/v2.js';
 import type { ReadUsage } from '../condition/toll.js';
-import { invalidOption, ReprieveError } from '../errors.js';
+import { invalidOption, ReprieveError, type SystemError } from '../errors.js';
 import { ControlFiles, type Mounts } from '../guard/control-files.js';
-import { NO_EPOCH, SharedEpoch } from '../guard/epoch.js';
+import { type Epoch, NO_EPOCH, SharedEpoch } from '../guard/epoch.js';
 import { openInstance, restoreInstance, restoreStale, STATE_DIRECTORY } from '../guard/instance.js';
+import type { FileLedger } from '../guard/ledger.js';
 import { checkGuardOptions, type GuardOptions } from '../guard/options.js';
 import { GuardProcess } from '../guard/process.js';
 import { type HandlerStatus, publishStatus } from '../guard/status.js';
@@ -16,10 +28,11 @@ import { native } from '../native.js';
 import { ArenaAllocator, openArena, wholePages } from '../reserve/arena.js';
 import type { OverchargeGround } from '../reserve/overcharge.js';
 import { RaisedLimits } from '../reserve/raised-limits.js';
+import type { LiveJob } from '../snapshot/jobs.js';
 import { bytesOf, type Size } from '../units.js';
 import { harden, type Scheduling } from './hardening.js';
 import { type Heap, OwnHeap } from './heap.js';
-import { checkOwnMemcg, enterOwnMemcg, type OwnMemcg } from './own-memcg.js';
+import { checkOwnMemcg, enterOwnMemcg, NO_OWN_MEMCG, type OwnMemcg } from './own-memcg.js';
 
 /** Options of `OomHandler.open()`. */
 export interface HandlerOptions {
@@ -65,6 +78,8 @@ export interface Ground {
   own: OwnMemcg;
   /** What overcharge windows need; null without a v1 freezer. */
   overcharge: OverchargeGround | null;
+  /** Freezes jobs where the kernel makes nobody wait; null without a freezer. */
+  freezing: ((jobs: () => LiveJob[]) => FrozenJobs) | null;
   readUsage: ReadUsage;
   /** Whether the way to a kill is gone through before it is needed. */
   drill: boolean;
@@ -115,13 +130,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
   }
   options.signal?.throwIfAborted();
   const mounts = readCgroupMounts();
-  const mount = findMemoryV1(mounts);
-  if (mount === undefined) {
-    throw new ReprieveError(
-      'ERR_REPRIEVE_UNSUPPORTED',
-      'There is no cgroup v1 memory hierarchy here (`reprieve doctor` says what is); boot with systemd.unified_cgroup_hierarchy=0',
-    );
-  }
+  const memory = findMemoryV1(mounts) ?? findUnified(mounts);
   let guard: Ground['guard'] = null;
   let files: ControlFiles | null = null;
   const undo: (() => void)[] = [];
@@ -132,7 +141,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     const tried = new Set<string>();
     const restored = await restoreStale(stateDirectory, OTHERS_MS, tried);
     let restoring: Promise<string[]> | null = null;
-    const points = mountPoints(mounts, mount);
+    const points = mountPoints(mounts, memory);
     const shared = guardOptions === null ? null : new SharedEpoch();
     const epoch = shared ?? NO_EPOCH;
     undo.push(() => shared?.close());
@@ -149,16 +158,20 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
     });
     const arena = bytes > 0 ? openArena(bytes) : null;
     undo.push(() => arena?.close());
-    const own = enterOwnMemcg(mount, ownUse, guardOptions !== null, instance.ledger);
+    const own =
+      memory === undefined ? NO_OWN_MEMCG : enterOwnMemcg(memory, ownUse, guardOptions !== null, instance.ledger);
     undo.push(() => own.leave());
     const hardening = harden(scheduling, options.lockText ?? true);
     undo.push(() => hardening.undo());
     const heap = new OwnHeap(drill, fixedHeap);
     undo.push(() => heap.close());
-    const hierarchy = new HierarchyV1(mount.point, instance.ledger, epoch);
     files = new ControlFiles(instance.ledger, epoch, points);
+    const hierarchy = openHierarchy(memory, files, instance.ledger, epoch);
+    if (hierarchy.kind === 'v2' && own.use === 'moved' && own.path !== undefined) protect(files, own.path, bytes);
     const limits = new RaisedLimits(files, hierarchy.clock);
-    const freezerMount = findV1(mounts, 'freezer');
+    const freezerMount = findV1(mounts, 'freezer') ?? findUnified(mounts);
+    const freezer = freezerMount === undefined ? null : new Freezer(freezerMount, files, instance.ledger, epoch);
+    const spared = () => new Set([process.pid, guard?.process.pid ?? process.pid]);
     if (guardOptions !== null && shared !== null) {
       const guardProcess = new GuardProcess(hierarchy, instance, shared, guardOptions, (start) =>
         own.startOutside(start),
@@ -173,21 +186,22 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
       hierarchy.guard = guardProcess;
     }
     const overcharge: OverchargeGround | null =
-      freezerMount === undefined
+      freezer === null || !(hierarchy instanceof HierarchyV1)
         ? null
         : {
             hierarchy,
-            point: mount.point,
+            point: hierarchy.point,
             limits,
-            freezer: new Freezer(freezerMount, files, instance.ledger, epoch),
+            freezer,
             ledger: instance.ledger,
-            spared: () => new Set([process.pid, guard?.process.pid ?? process.pid]),
+            spared,
             windows: new Set(),
             counters: { opened: 0, refused: 0, exhausted: 0 },
           };
     return {
       hierarchy,
       overcharge,
+      freezing: freezer === null ? null : (jobs) => new FrozenJobs(freezer, jobs, spared()),
       capabilities: {
         ...probeCapabilities(),
         scheduling: hardening.scheduling,
@@ -220,11 +234,34 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
   }
 }
 
-function mountPoints(mounts: readonly CgroupMount[], memory: CgroupMount): Mounts {
+/** What this process has now, and the reserve, is not reclaimed from it, however short memory is elsewhere. */
+function protect(files: ControlFiles, path: string, reserve: number): void {
+  const bytes = process.memoryUsage.rss() + reserve;
+  try {
+    files.change('unified', path, 'memory.min', String(wholePages(bytes)));
+  } catch (error) {
+    // Without the controller in the root's cgroup.subtree_control: then it is reclaimed like others.
+    if ((error as SystemError).code !== 'ENOENT') throw error;
+  }
+}
+
+function openHierarchy(
+  memory: CgroupMount | undefined,
+  files: ControlFiles,
+  ledger: FileLedger,
+  epoch: Epoch,
+): RealHierarchy {
+  if (memory?.version === 1) return new HierarchyV1(memory.point, ledger, epoch);
+  if (memory !== undefined && hasMemoryController(memory)) return new HierarchyV2(memory.point, files, ledger, epoch);
+  return new NoHierarchy(ledger, epoch);
+}
+
+/** @param memory where cgroups of ours are made: the memory hierarchy, or that of v2 without one */
+function mountPoints(mounts: readonly CgroupMount[], memory: CgroupMount | undefined): Mounts {
   const freezer = findV1(mounts, 'freezer');
-  const unified = mounts.find(({ version }) => version === 2);
+  const unified = findUnified(mounts);
   return {
-    memory: memory.point,
+    ...(memory && { memory: memory.point }),
     ...(freezer && { freezer: freezer.point }),
     ...(unified && { unified: unified.point }),
   };

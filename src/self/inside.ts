@@ -1,5 +1,6 @@
 import { closeAll, isAtOrBelow, type Memcg } from '../cgroup/cgroup.js';
 import { isVanished, ReprieveError } from '../errors.js';
+import { SYSTEM_PATH } from '../source/scope.js';
 import { formatMicros } from '../units.js';
 import { openAbove } from '../watch.js';
 import type { Ground } from './ground.js';
@@ -28,7 +29,8 @@ export class Inside {
   /** True if the process lives in that memcg, whether or not it has stepped out of it just now. */
   #livesIn(path: string): boolean {
     const { own } = this.#ground;
-    return own.path !== undefined && isAtOrBelow(own.path, path);
+    // The machine holds everybody, and nobody is parked there.
+    return path !== SYSTEM_PATH && own.path !== undefined && isAtOrBelow(own.path, path);
   }
 
   /** The handler lives in that memcg, cannot leave it, and has a guard that can do what it cannot. */

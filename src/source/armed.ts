@@ -15,7 +15,8 @@ export class ArmedMemcg {
   readonly original: boolean;
   readonly #hierarchy: Hierarchy;
   readonly #listener: OomListener;
-  readonly #entry: Entry;
+  /** Null where limits are written down by whoever changes them. */
+  readonly #entry: Entry | null;
 
   /**
    * @param original what `oom_kill_disable` goes back to; by default what it was
@@ -42,9 +43,10 @@ export class ArmedMemcg {
       // Listen first: a task must not wait in a memcg whose signal nobody would see.
       this.#listener = hierarchy.listenOom(memcg, signal);
       undo.push(() => this.#listener.close());
-      this.#entry = hierarchy.ledger.armed(memcg, this.original);
-      undo.push(() => this.#entry.clear());
-      hierarchy.guard.arm(memcg, this.original, deadlines);
+      this.#entry = hierarchy.parks ? hierarchy.ledger.armed(memcg, this.original) : null;
+      undo.push(() => this.#entry?.clear());
+      if (hierarchy.parks) hierarchy.guard.arm(memcg, this.original, deadlines);
+      else hierarchy.guard.tend(memcg, deadlines);
       undo.push(() => hierarchy.guard.disarm(memcg));
       memcg.setKillDisabled(true);
     } catch (error) {
@@ -58,10 +60,9 @@ export class ArmedMemcg {
     this.#listener.trigger();
   }
 
-  /** Switches the kernel's killer off again after a hand-over, once nobody waits. */
+  /** Takes charge again after a hand-over, once nobody waits, or after whoever owns the memcg has changed it. */
   rearm(): void {
-    const { killDisabled, underOom } = this.memcg.oomState();
-    if (!killDisabled && !underOom) this.memcg.setKillDisabled(true);
+    if (!this.memcg.isArmed() && !this.memcg.oomState().underOom) this.memcg.setKillDisabled(true);
   }
 
   /**
@@ -78,7 +79,7 @@ export class ArmedMemcg {
       if (isRevoked(error)) return;
       if (!isVanished(error)) throw error;
     }
-    this.#entry.clear();
+    this.#entry?.clear();
     this.#hierarchy.guard.disarm(this.memcg);
     this.memcg.unclaim();
   }

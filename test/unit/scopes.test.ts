@@ -515,7 +515,7 @@ describe('the iterator style', () => {
       {
         outcome: 'kernel',
         victims: [{ name: 'batch' }],
-        kernelVictims: expect.arrayContaining([{ job: 'spare', pids: [spare.pid] }]),
+        kernelVictims: expect.arrayContaining([{ job: 'spare', pids: [spare.pid], processes: 1 }]),
       },
     ]);
   });

@@ -130,8 +130,7 @@ describe('scopes', () => {
     ),
   );
 
-  test("'system' is not offered yet", () =>
-    expect(() => parseScope('system')).toThrow(expect.objectContaining({ code: 'ERR_REPRIEVE_UNSUPPORTED' })));
+  test("'system' stands for the root, which is no memcg to watch", () => expect(parseScope('system')).toBe('/'));
 });
 
 describe('mounts', () => {
@@ -290,7 +289,7 @@ describe('whose out-of-memory it is', () => {
       limit: () => limit,
       usage: () => usage,
       isFull: () => usage + fullSlack(limit) >= limit,
-      oomState: () => ({ underOom, killDisabled: true, kills: 0 }),
+      oomState: () => ({ underOom, killDisabled: true }),
     }) as unknown as Memcg;
 
   test('a charge stock of 1 MiB, or an eighth of a small limit, still counts as full', () => {

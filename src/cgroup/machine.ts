@@ -1,0 +1,203 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import type { Clock } from '../clock.js';
+import { fromSystem } from '../errors.js';
+import { type ControlFile, type Directory, native } from '../native.js';
+import { Approach } from '../source/approach.js';
+import { openPressure } from '../source/pressure.js';
+import type { Marks } from '../source/shortage.js';
+import { closeAll, type Listener, type Memcg, type MemoryUse, type OomListener, type OomState } from './cgroup.js';
+import { readMeminfo } from './meminfo.js';
+
+/** No memcg that can be watched has the inode of a hierarchy's root. */
+const INODE = 1;
+/** What all processors together may take from one moment to the next, in bytes a second. */
+const FASTEST = 4 * 2 ** 30;
+/** A victim has given its memory back so long after it is chosen, in seconds: what is taken meanwhile must be there still. */
+const LEAD_S = 0.03;
+/** At most this part of all memory. */
+const MOST_LEAD = 0.05;
+/** Near: so much above where it is out of memory, as a part of all memory. */
+const NEAR = 0.05;
+/** A stall counts for so long, */
+const STALLED_US = 1_000_000;
+/** and only while MemAvailable is below so many times its mark: else it is a disk that is slow. */
+const STALL_BELOW = 4;
+/** Any stall of this many milliseconds in a second is worth a look. */
+const WORTH_A_LOOK_MS = 50;
+
+const VMSTAT_KEYS = ['oom_kill'] as const;
+const vmstat = new Float64Array(VMSTAT_KEYS.length);
+
+/** The whole machine, which has the shape of a memcg: all its memory is the limit. */
+export class Machine implements Memcg {
+  readonly path = '/';
+  readonly inode = INODE;
+  readonly owner = 0;
+  readonly #clock: Clock;
+  readonly #marks: Marks;
+  readonly #directory: Directory;
+  readonly #vmstat: ControlFile;
+  readonly #near = new Set<() => void>();
+  #approach: Approach | null = null;
+  #taken = false;
+  #stalledUntilUs = 0;
+  /** The part of swap that is zram: what is free there holds less than it says, as it is memory itself. */
+  #zram = 0;
+
+  /** @throws the system's error */
+  constructor(clock: Clock, marks: Marks) {
+    this.#clock = clock;
+    this.#marks = marks;
+    this.#directory = new (native().Directory)('/proc');
+    this.#vmstat = this.#directory.openFile('vmstat', 'read');
+    this.#zram = zramPart();
+  }
+
+  oomState(): OomState {
+    return { killDisabled: this.#taken, underOom: this.isFull() };
+  }
+
+  kills(): number {
+    this.#vmstat.readFields(VMSTAT_KEYS, vmstat);
+    return vmstat[0] || 0;
+  }
+
+  usage(): number {
+    const { total, available } = readMeminfo();
+    return total - available;
+  }
+
+  limit(): number {
+    return readMeminfo().total;
+  }
+
+  /** What is left, in bytes, before memory and swap are used up. */
+  #left(): number {
+    const { available, swapFree, swapTotal } = readMeminfo();
+    const swap = swapFree * (1 - this.#zram / 2) - (swapTotal > 0 ? this.#marks.swapFree : 0);
+    return available - this.#marks.available + Math.max(0, swap);
+  }
+
+  isFull(): boolean {
+    if (this.#left() <= this.#lead()) return true;
+    return this.#stalledUntilUs > this.#clock.nowUs() && this.#isTight();
+  }
+
+  #isTight(): boolean {
+    return readMeminfo().available < STALL_BELOW * this.#marks.available;
+  }
+
+  /** What will be taken until a victim that is chosen now is dead. */
+  #lead(): number {
+    return Math.min(MOST_LEAD * this.limit(), (this.#approach?.rate ?? 0) * LEAD_S);
+  }
+
+  /** Signals when memory is used up: found by looking, the more often the nearer it is, and by stalls. */
+  listen(signal: (atUs: number) => void): OomListener {
+    let isNear = false;
+    const approach = new Approach(this.#clock, {
+      left: () => this.#left(),
+      fastest: FASTEST,
+      looked: (left, rate, pauseMs) => {
+        const now = this.#clock.nowUs();
+        // Or it would be over before the next look.
+        if (left <= this.#lead() + (rate * pauseMs) / 1000) signal(now);
+        const wasNear = isNear;
+        isNear = left <= NEAR * this.limit();
+        if (isNear && !wasNear) for (const near of this.#near) near();
+      },
+    });
+    this.#approach = approach;
+    const listeners: Listener[] = [approach];
+    const directory = new (native().Directory)('/proc/pressure');
+    try {
+      listeners.push(openPressure(directory, 'memory', 'some', WORTH_A_LOOK_MS, () => approach.look()));
+      if (this.#marks.stallMs > 0) {
+        listeners.push(
+          openPressure(directory, 'memory', 'full', this.#marks.stallMs, (atUs) => {
+            this.#stalledUntilUs = this.#clock.nowUs() + STALLED_US;
+            if (this.#isTight()) signal(atUs);
+          }),
+        );
+      }
+    } catch (error) {
+      closeAll(listeners);
+      throw error;
+    } finally {
+      directory.close();
+    }
+    return {
+      close: () => closeAll(listeners),
+      trigger: () => setImmediate(() => signal(this.#clock.nowUs())),
+    };
+  }
+
+  listenNear(near: () => void): Listener {
+    this.#near.add(near);
+    return { close: () => this.#near.delete(near) };
+  }
+
+  memory(): MemoryUse {
+    throw new Error('the memory of the machine is not told apart');
+  }
+
+  /** The kernel's killer cannot be switched off: it stays beneath as the net. */
+  setKillDisabled(disabled: boolean): void {
+    this.#taken = disabled;
+  }
+
+  isArmed(): boolean {
+    this.#zram = zramPart();
+    return this.#taken;
+  }
+
+  attribute(): string | null {
+    return null;
+  }
+
+  /** By a lock on a directory of /proc that all handlers see. */
+  claim(): boolean {
+    return this.#directory.claim();
+  }
+
+  unclaim(): void {
+    this.#directory.unclaim();
+  }
+
+  /** Its jobs are found by other means. */
+  children(): string[] {
+    return [];
+  }
+
+  child(name: string): Memcg {
+    throw new Error(`the machine has no memcg ${name} of its own`);
+  }
+
+  pids(): number[] {
+    try {
+      return readdirSync('/proc').map(Number).filter(Number.isInteger);
+    } catch (error) {
+      throw fromSystem(error, 'listing the processes');
+    }
+  }
+
+  kernelReserve(): null {
+    return null;
+  }
+
+  close(): void {
+    this.#vmstat.close();
+    this.#directory.close();
+  }
+}
+
+/** The part of all swap that lies on zram devices (proc_swaps(5)). */
+function zramPart(): number {
+  let [all, zram] = [0, 0];
+  for (const line of readFileSync('/proc/swaps', 'utf8').split('\n').slice(1)) {
+    const [name = '', , size] = line.split(/\s+/);
+    all += Number(size ?? 0);
+    if (name.startsWith('/dev/zram')) zram += Number(size ?? 0);
+  }
+  return all === 0 ? 0 : zram / all;
+}
