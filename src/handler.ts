@@ -24,7 +24,8 @@ import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
 import { Inside } from './self/inside.js';
 import { shield } from './self/shield.js';
-import { JobRules, type JobSettings } from './snapshot/settings.js';
+import type { JobRule, JobSettings } from './snapshot/rules.js';
+import { JobRules } from './snapshot/settings.js';
 import type { ArmedMemcg } from './source/armed.js';
 import { findOwner } from './source/owner.js';
 import { parseScope, SYSTEM_PATH, shownPath } from './source/scope.js';
@@ -48,8 +49,8 @@ export interface WatchOptions extends WatchDeadlines {
    * another watched scope counts there as well.
    */
   reserve?: Size;
-  /** Settings of jobs, by glob on their name below the scope; the first that matches counts. */
-  jobs?: Record<string, JobSettings>;
+  /** Settings of jobs, by glob on their name below the scope, or by rules; the first that matches counts. */
+  jobs?: Record<string, JobSettings> | readonly JobRule[];
   /**
    * For a scope that the handler lives in: raises its limit by the size of the reserve while it is watched, so that the
    * jobs keep what they had. False by default.

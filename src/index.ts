@@ -29,7 +29,7 @@ export type { Lease, OverchargeOptions, Reserve, ReserveCounters } from './reser
 export type { OverchargeWindow, WindowCounters, WindowRecord } from './reserve/overcharge.js';
 export type { HandlerOptions } from './self/ground.js';
 export type { Scheduling } from './self/hardening.js';
-export type { JobSettings } from './snapshot/settings.js';
+export type { JobMatch, JobRule, JobSettings } from './snapshot/rules.js';
 export type { Job, Snapshot } from './snapshot/snapshot.js';
 export type { Size } from './units.js';
 export type { Watch, WatchState } from './watch.js';

@@ -15,7 +15,8 @@ import { MOST_PLANNED } from './guard/protocol.js';
 import { rankForGuard } from './policy/lowest-priority.js';
 import type { Account, ReserveCounters } from './reserve/account.js';
 import { setKernelReserve } from './reserve/kernel.js';
-import { identityOf, Jobs, type LiveJob, pidsOf } from './snapshot/jobs.js';
+import { identityOf, type JobGroup, type LiveJob, pidsOf } from './snapshot/jobs.js';
+import { MemcgJobs } from './snapshot/memcg-jobs.js';
 import type { JobRules } from './snapshot/settings.js';
 import { ArmedMemcg } from './source/armed.js';
 import { scopeOf, shownPath } from './source/scope.js';
@@ -71,7 +72,7 @@ export interface WatchSetup {
 export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   readonly #setup: WatchSetup;
   readonly #armed = new Map<number, ArmedMemcg>();
-  readonly #jobs = new Map<number, Jobs>();
+  readonly #jobs = new Map<number, JobGroup>();
   /** Memcgs below the scope that had their own oom_kill_disable, by inode. */
   readonly #kept = new Map<number, Entry>();
   readonly #subtree: Subtree;
@@ -102,7 +103,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       failed: (memcg, error) => this.#warn(memcg, error),
     });
     try {
-      this.#jobs.set(scope.inode, new Jobs(hierarchy, scope, scope.path, rules));
+      this.#jobs.set(scope.inode, new MemcgJobs(hierarchy, scope, scope.path, rules));
       this.#restoreReserve = setKernelReserve(scope, setup.account.bytes, hierarchy.ledger);
       this.#keepBelow();
       this.#arm(scope, above);
@@ -170,10 +171,10 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   }
 
   /** Jobs of an armed memcg. */
-  jobsOf({ memcg }: ArmedMemcg): Jobs {
+  jobsOf({ memcg }: ArmedMemcg): JobGroup {
     let jobs = this.#jobs.get(memcg.inode);
     if (jobs === undefined) {
-      jobs = new Jobs(this.#setup.hierarchy, memcg, this.path, this.#setup.rules);
+      jobs = new MemcgJobs(this.#setup.hierarchy, memcg, this.path, this.#setup.rules);
       this.#jobs.set(memcg.inode, jobs);
     }
     return jobs;

@@ -1,7 +1,7 @@
 import { closeAll, type Hierarchy, type Memcg, openDescendants } from '../cgroup/cgroup.js';
 import { isVanished } from '../errors.js';
 import type { KernelVictim } from '../report/report.js';
-import { type Jobs, pidsIn, pidsOf } from '../snapshot/jobs.js';
+import { type JobGroup, pidsIn, pidsOf } from '../snapshot/jobs.js';
 import { NEVER } from './scores.js';
 
 /** True if the kernel's killer finds a task there that it may take; else its waiters would spin for ever. */
@@ -28,12 +28,16 @@ function isKillable(hierarchy: Hierarchy, pid: number): boolean {
 }
 
 /** Processes of each job, by its name. */
-export function processesOf(groups: readonly Jobs[]): Map<string, number[]> {
-  return new Map(groups.flatMap((jobs) => jobs.live().map((job) => [job.name, pidsOf(job)])));
+export function processesOf(groups: readonly JobGroup[]): Map<string, number[]> {
+  const found = new Map<string, number[]>();
+  for (const job of groups.flatMap((jobs) => jobs.live())) {
+    found.set(job.name, [...(found.get(job.name) ?? []), ...pidsOf(job)]); // names are not unique
+  }
+  return found;
 }
 
 /** Whose processes are gone since then: where the kernel had the memcg, it took them. */
-export function goneSince(before: ReadonlyMap<string, number[]>, groups: readonly Jobs[]): KernelVictim[] {
+export function goneSince(before: ReadonlyMap<string, number[]>, groups: readonly JobGroup[]): KernelVictim[] {
   const now = processesOf(groups);
   return [...before].flatMap(([job, pids]) => {
     const left = new Set(now.get(job));

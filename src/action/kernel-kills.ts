@@ -1,7 +1,7 @@
 import type { Memcg } from '../cgroup/cgroup.js';
 import { isVanished } from '../errors.js';
 import type { KernelVictim } from '../report/report.js';
-import { identityOf, type Jobs, pidsOf } from '../snapshot/jobs.js';
+import { identityOf, type JobGroup, type LiveJob, pidsOf } from '../snapshot/jobs.js';
 
 interface Seen {
   /** What the kernel had counted for its memcg; null for a job that is none. */
@@ -12,11 +12,11 @@ interface Seen {
 /** What the kernel's own killer takes in a scope whose tasks it does not let wait. */
 export class KernelKills {
   readonly #scope: Memcg;
-  readonly #groups: () => readonly Jobs[];
+  readonly #groups: () => readonly JobGroup[];
   #total: number;
   #seen = new Map<string, Seen>();
 
-  constructor(scope: Memcg, groups: () => readonly Jobs[]) {
+  constructor(scope: Memcg, groups: () => readonly JobGroup[]) {
     this.#scope = scope;
     this.#groups = groups;
     this.#total = scope.kills();
@@ -64,7 +64,7 @@ export class KernelKills {
   }
 }
 
-function look(job: ReturnType<Jobs['live']>[number]): Seen {
+function look(job: LiveJob): Seen {
   try {
     return { kills: job.kind === 'memcg' ? job.memcg.kills() : null, pids: pidsOf(job) };
   } catch (error) {

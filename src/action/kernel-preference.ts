@@ -1,9 +1,9 @@
 import type { Process } from '../cgroup/cgroup.js';
 import { firstTier, rankForKernel } from '../policy/lowest-priority.js';
-import { identityOf, type Jobs, type LiveJob, pidsOf } from '../snapshot/jobs.js';
+import { identityOf, type JobGroup, type LiveJob, type Nursery, pidsOf } from '../snapshot/jobs.js';
 import type { Job } from '../snapshot/snapshot.js';
 import type { OomGroups } from './oom-groups.js';
-import type { Nursery, ScoreRegister, Wanted } from './scores.js';
+import type { ScoreRegister, Wanted } from './scores.js';
 
 /**
  * With this `oom_score_adj` a process counts as larger by the whole limit (oom_badness() in mm/oom_kill.c), so that it
@@ -29,7 +29,7 @@ export class KernelPreference {
    * While nothing is out of memory: raises the jobs of the first tier, and puts back those that are not in it any more.
    * Where there is nobody else to prefer them to, they are left alone: an out-of-memory above would take them first.
    */
-  prepare(groups: readonly Jobs[], sampled: readonly Job[]): void {
+  prepare(groups: readonly JobGroup[], sampled: readonly Job[]): void {
     const live = liveJobs(groups);
     const tier = firstTier(sampled);
     const wanted = new Map<number, Wanted>();
@@ -44,7 +44,7 @@ export class KernelPreference {
    * least the limit, those of the next ones less by steps, down to what the largest process of the others has by itself:
    * wide steps, as those that wait grow with what the first kill brings back.
    */
-  prepareHandOver(groups: readonly Jobs[], killed: ReadonlySet<string>, limit: number): void {
+  prepareHandOver(groups: readonly JobGroup[], killed: ReadonlySet<string>, limit: number): void {
     const live = liveJobs(groups);
     const sampled = groups.flatMap((jobs) => jobs.sample(killed));
     const ranked = rankForKernel(sampled);
@@ -76,13 +76,10 @@ interface Housed {
   home: Nursery;
 }
 
-function liveJobs(groups: readonly Jobs[]): Map<string, Housed> {
+function liveJobs(groups: readonly JobGroup[]): Map<string, Housed> {
   return new Map(
     groups.flatMap((jobs) =>
-      jobs.live().map((job) => {
-        const home = job.kind === 'memcg' ? { memcg: job.memcg, deep: true } : { memcg: jobs.memcg, deep: false };
-        return [identityOf(job), { job, home }];
-      }),
+      jobs.live().map((job): [string, Housed] => [identityOf(job), { job, home: jobs.nurseryOf(job) }]),
     ),
   );
 }

@@ -1,18 +1,11 @@
-import type { Hierarchy, Memcg, Process } from '../cgroup/cgroup.js';
-import { closeAll, isAtOrBelow, openDescendants } from '../cgroup/cgroup.js';
+import { type Hierarchy, isAtOrBelow, type Process } from '../cgroup/cgroup.js';
 import { isRevoked, isVanished } from '../errors.js';
 import type { Entry } from '../guard/ledger.js';
-import { pidsIn } from '../snapshot/jobs.js';
+import { type Nursery, pidsBelow, pidsIn } from '../snapshot/jobs.js';
+import type { ProcessTree } from '../snapshot/tree.js';
 
 /** The kernel never takes a process with this `oom_score_adj`: somebody's word, which is not ours to overrule. */
 export const NEVER = -1000;
-
-/** Where what is born of a process is looked for. */
-export interface Nursery {
-  memcg: Memcg;
-  /** In the memcgs below as well: they belong to the same job. */
-  deep: boolean;
-}
 
 /** What somebody wants of a process. */
 export interface Wanted {
@@ -38,7 +31,8 @@ interface Raised {
 /** Values that were written there: whoever is born of a raised process inherits one of them. */
 interface Home {
   nursery: Nursery;
-  entry: Entry;
+  /** None for a tree, of which nothing is left to find its processes by once we are gone. */
+  entry: Entry | null;
   /** Processes that are raised there. */
   members: Set<number>;
   /** By what was written. */
@@ -88,7 +82,7 @@ export class ScoreRegister {
       }
       if (raised === undefined) {
         if (value === NEVER) return;
-        const was = this.#inherited(home.memcg, process.started, value) ?? value;
+        const was = this.#inherited(home, process, value) ?? value;
         raised = { started: process.started, was, written: value, homes: [], entry: null, wanted: new Map() };
       }
       if (!raised.homes.some((other) => keyOf(other) === keyOf(home))) raised.homes.push(home);
@@ -98,12 +92,28 @@ export class ScoreRegister {
     });
   }
 
-  /** What a process in that memcg had before its parent was raised; null if it was not born since. */
-  #inherited(memcg: Memcg, started: number, value: number): number | null {
+  /**
+   * The `oom_score_adj` that a process had before it was raised, or before whatever it is born of was. Who has by itself
+   * what something else was raised to counts as born of that.
+   * @throws ReprieveError ERR_REPRIEVE_VANISHED once the process is gone
+   */
+  before(process: Process): number {
+    const value = process.scoreAdj();
+    const raised = this.#raised.get(process.pid);
+    if (raised?.started === process.started && raised.written === value) return raised.was;
+    return this.#inheritedFrom([...this.#homes.values()], process, value) ?? value;
+  }
+
+  /** What a process in that nursery had before its parent was raised; null if it was not born since. */
+  #inherited(nursery: Nursery, process: Process, value: number): number | null {
+    const homes = [...this.#homes.values()].filter((home) => covers(home.nursery, nursery, process));
+    return this.#inheritedFrom(homes, process, value);
+  }
+
+  #inheritedFrom(homes: readonly Home[], { started }: Process, value: number): number | null {
     const found: number[] = [];
-    for (const { nursery, elders } of this.#homes.values()) {
-      const covers = nursery.deep ? isAtOrBelow(memcg.path, nursery.memcg.path) : memcg.inode === nursery.memcg.inode;
-      const elder = covers ? elders.get(value) : undefined;
+    for (const { elders } of homes) {
+      const elder = elders.get(value);
       if (elder !== undefined && started >= elder.raisedAt - 1) found.push(elder.was);
     }
     return found.length > 0 ? Math.min(...found) : null;
@@ -139,7 +149,7 @@ export class ScoreRegister {
 
   #writeDown(process: Process, { started, was, homes }: Raised, wrote: number, raisedAt: number): Entry {
     const [first] = homes.map((nursery) => this.#homeOf(nursery));
-    const home = first?.nursery.memcg.inode ?? 0;
+    const home = first !== undefined && 'memcg' in first.nursery ? first.nursery.memcg.inode : 0;
     return this.#hierarchy.ledger.score({ pid: process.pid, started, raisedAt, was, wrote, home });
   }
 
@@ -147,7 +157,7 @@ export class ScoreRegister {
     const key = keyOf(nursery);
     let home = this.#homes.get(key);
     if (home === undefined) {
-      const entry = this.#hierarchy.ledger.home(nursery.memcg, nursery.deep);
+      const entry = 'memcg' in nursery ? this.#hierarchy.ledger.home(nursery.memcg, nursery.deep) : null;
       home = { nursery, entry, members: new Set(), elders: new Map() };
       this.#homes.set(key, home);
     }
@@ -178,7 +188,7 @@ export class ScoreRegister {
       for (const pid of pidsOfNursery(nursery)) {
         if (this.#raised.has(pid) || given.has(pid)) continue;
         this.#with(pid, (process) => {
-          const was = this.#inherited(nursery.memcg, process.started, process.scoreAdj());
+          const was = this.#inherited(nursery, process, process.scoreAdj());
           if (was === null) return;
           process.setScoreAdj(was);
           given.add(pid);
@@ -192,7 +202,7 @@ export class ScoreRegister {
     const home = this.#homes.get(keyOf(nursery));
     if (home === undefined || home.members.size > 0) return;
     this.#homes.delete(keyOf(nursery));
-    home.entry.clear();
+    home.entry?.clear();
   }
 
   /** One process; one that is gone is passed over. False if it failed, which must not keep the others. */
@@ -212,17 +222,28 @@ export class ScoreRegister {
   }
 }
 
-function keyOf({ memcg, deep }: Nursery): string {
-  return `${memcg.inode}${deep ? ' deep' : ''}`;
+let nextTree = 1;
+const treeKeys = new WeakMap<ProcessTree, number>();
+
+function keyOf(nursery: Nursery): string {
+  if ('memcg' in nursery) return `${nursery.memcg.inode}${nursery.deep ? ' deep' : ''}`;
+  const key = treeKeys.get(nursery.tree) ?? nextTree++;
+  treeKeys.set(nursery.tree, key);
+  return `tree ${key}`;
+}
+
+/** Whether what is born in `home` may be found in `nursery`, where that process is. */
+function covers(home: Nursery, nursery: Nursery, { pid, started }: Process): boolean {
+  if ('tree' in home) return home.tree.isKin(pid, started);
+  if ('tree' in nursery) return false;
+  return home.deep ? isAtOrBelow(nursery.memcg.path, home.memcg.path) : nursery.memcg.inode === home.memcg.inode;
 }
 
 /** None if the memcg is gone. */
-function pidsOfNursery({ memcg, deep }: Nursery): number[] {
+function pidsOfNursery(nursery: Nursery): number[] {
+  if ('tree' in nursery) return nursery.tree.kin();
   try {
-    const below = deep ? openDescendants(memcg) : [];
-    const pids = [memcg, ...below].flatMap(pidsIn);
-    closeAll(below);
-    return pids;
+    return nursery.deep ? pidsBelow(nursery.memcg) : pidsIn(nursery.memcg);
   } catch (error) {
     if (isVanished(error)) return [];
     throw error;

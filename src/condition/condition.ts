@@ -23,7 +23,7 @@ import type { KernelVictim, Outcome, Report } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
 import type { OverchargeGround } from '../reserve/overcharge.js';
 import { withResolvers } from '../resolvers.js';
-import { type Jobs, pidsOf } from '../snapshot/jobs.js';
+import { type JobGroup, pidsOf } from '../snapshot/jobs.js';
 import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
 import { shownPath } from '../source/scope.js';
 import { Context, isPromise, readOnce, reasonOf } from './answer.js';
@@ -57,7 +57,7 @@ export interface ConditionSetup {
   /** The watch armed the owner itself; else it lies above everything watched. */
   armed: boolean;
   scopes: string[];
-  jobs: readonly Jobs[];
+  jobs: readonly JobGroup[];
   options: LadderOptions;
   reserve: ConditionReserve;
   /** Null where no window can be opened: in the simulation, without a freezer, or above what is watched. */

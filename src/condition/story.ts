@@ -4,7 +4,7 @@ import type { Decision } from '../policy/decision.js';
 import { explain } from '../policy/lowest-priority.js';
 import type { Outcome, Report } from '../report/report.js';
 import type { ReserveCounters } from '../reserve/account.js';
-import type { Jobs } from '../snapshot/jobs.js';
+import type { JobGroup } from '../snapshot/jobs.js';
 import type { Snapshot } from '../snapshot/snapshot.js';
 import { shownPath } from '../source/scope.js';
 import { withReason } from './answer.js';
@@ -18,7 +18,7 @@ interface StorySetup {
   hierarchy: Hierarchy;
   owner: Memcg;
   scopes: string[];
-  jobs: readonly Jobs[];
+  jobs: readonly JobGroup[];
   reserve: { counters(): ReserveCounters };
   toll: Toll;
 }

@@ -1,7 +1,8 @@
 import { closeAll, type Hierarchy, type Killing, type Memcg, openDescendants } from '../cgroup/cgroup.js';
 import { isVanished } from '../errors.js';
 import type { Victim } from '../report/report.js';
-import { identityOf, type LiveJob } from '../snapshot/jobs.js';
+import { identityOf, type LiveJob, type MemcgJob, type TreeJob } from '../snapshot/jobs.js';
+import type { ProcessTree } from '../snapshot/tree.js';
 import { formatBytes } from '../units.js';
 
 /** A victim that still lives after this long is helped by process_mrelease(2). */
@@ -25,8 +26,10 @@ export interface KillResult {
 interface Dying {
   job: LiveJob;
   killing: Killing;
-  /** The job's memcg and those below it; empty for a process. */
+  /** The job's memcg and those below it; empty for processes. */
   targets: Memcg[];
+  /** The start time of a process that was born when it was killed. */
+  bornSince: number;
   usageBefore: number;
   record: Victim;
   settled: ((result: KillResult) => void) | null;
@@ -96,10 +99,13 @@ export class Victims {
       if (killing.alive() === 0) this.#exited();
     });
     const targets: Memcg[] = [];
+    const bornSince = this.#hierarchy.startTime() - 1;
     let usageBefore = dies;
     try {
       if (job.kind === 'process') {
         killing.signal(job.process);
+      } else if (job.kind === 'tree') {
+        signalAll(killing, job.tree);
       } else {
         targets.push(job.memcg, ...openDescendants(job.memcg));
         usageBefore = job.memcg.usage();
@@ -116,7 +122,7 @@ export class Victims {
     const record: Victim = { job: id, name, rung, because: '', pids, killedUs, deadUs: null, freed: null, left: null };
     this.#killed.add(identityOf(job));
     this.records.push(record);
-    this.#dying.push({ job, killing, targets, usageBefore, record, settled, helped: false });
+    this.#dying.push({ job, killing, targets, bornSince, usageBefore, record, settled, helped: false });
     return record;
   }
 
@@ -125,7 +131,7 @@ export class Victims {
     let forking = false;
     for (const dying of [...this.#dying]) {
       const { job, killing, record } = dying;
-      if (job.kind === 'memcg' && this.#killForked(dying, job.memcg)) forking = true;
+      if (job.kind !== 'process' && this.#killForked(dying, job)) forking = true;
       else if (killing.alive() === 0 && killing.unreachable === 0) this.#dead(dying);
       else if (!dying.helped && this.#sinceUs() - record.killedUs > SLOW_DEATH_US) {
         dying.helped = true;
@@ -137,15 +143,20 @@ export class Victims {
     return forking;
   }
 
-  /** A few rounds over the job's processes, as v1 has no cgroup.kill. True if the last one still found new ones. */
-  #killForked(dying: Dying, memcg: Memcg): boolean {
+  /** A few rounds over the job's processes, as there is no cgroup.kill. True if the last one still found new ones. */
+  #killForked(dying: Dying, job: MemcgJob | TreeJob): boolean {
     const { clock } = this.#hierarchy;
     const stop = clock.nowUs() + ROUNDS_US;
     let signalled = 0;
     do {
-      closeAll(dying.targets.splice(1));
-      dying.targets.push(...openDescendants(memcg));
-      signalled = dying.killing.round(dying.targets);
+      if (job.kind === 'tree') {
+        job.tree.hunt(dying.bornSince);
+        signalled = signalAll(dying.killing, job.tree);
+      } else {
+        closeAll(dying.targets.splice(1));
+        dying.targets.push(...openDescendants(job.memcg));
+        signalled = dying.killing.round(dying.targets);
+      }
     } while (signalled > 0 && clock.nowUs() < stop);
     return signalled > 0;
   }
@@ -185,6 +196,7 @@ export class Victims {
   #forget(dying: Dying): void {
     this.#dying = this.#dying.filter((other) => other !== dying);
     dying.killing.close();
+    if (dying.job.kind === 'tree') dying.job.tree.rest();
     closeAll(dying.targets.splice(1)); // the first belongs to the jobs
   }
 
@@ -194,9 +206,14 @@ export class Victims {
   }
 }
 
-/** What is still charged to a dead job; null for a process, or if the memcg is gone. */
+/** One round of SIGKILL over the members; how many had not had it yet. */
+function signalAll(killing: Killing, tree: ProcessTree): number {
+  return tree.members().reduce((count, process) => count + killing.signal(process), 0);
+}
+
+/** What is still charged to a dead job; null for processes, or if the memcg is gone. */
 function leftOf(job: LiveJob): number | null {
-  if (job.kind === 'process') return null;
+  if (job.kind !== 'memcg') return null;
   try {
     return job.memcg.usage();
   } catch (error) {

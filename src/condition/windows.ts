@@ -9,14 +9,14 @@ import {
   sayOpened,
   type WindowRecord,
 } from '../reserve/overcharge.js';
-import type { Jobs, LiveJob } from '../snapshot/jobs.js';
+import type { JobGroup, LiveJob } from '../snapshot/jobs.js';
 
 /** What the overcharge windows of a condition need of it. */
 interface WindowsSetup {
   hierarchy: Hierarchy;
   owner: Memcg;
   above: readonly Memcg[];
-  jobs: readonly Jobs[];
+  jobs: readonly JobGroup[];
   /** Null where no window can be opened. */
   overcharge: OverchargeGround | null;
 }

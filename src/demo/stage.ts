@@ -1,5 +1,5 @@
 import type { OomHandler } from '../handler.js';
-import type { JobSettings } from '../snapshot/settings.js';
+import type { JobSettings } from '../snapshot/rules.js';
 
 /** What the demo runs: two services that must go on, and a job that leaks. */
 export const DEMO_JOBS = {

@@ -4,7 +4,7 @@ import type { Memcg } from '../cgroup/cgroup.js';
 import { directoryOf, isOpen, pidfdOf, type RealHierarchy } from '../cgroup/real.js';
 import { ReprieveError, type SystemError } from '../errors.js';
 import { type Channel, type Directory, guardPath, type Pidfd } from '../native.js';
-import { identityOf, type LiveJob } from '../snapshot/jobs.js';
+import { identityOf, type LiveJob, type TreeJob } from '../snapshot/jobs.js';
 import type { Job } from '../snapshot/snapshot.js';
 import { type Bound, boundOf } from './bound.js';
 import type { SharedEpoch } from './epoch.js';
@@ -60,13 +60,16 @@ const FAILURES = [
 ];
 const REASONS = ['', 'it died', 'it was silent for too long', 'a condition was open for too long'];
 
+/** The guard works on memcgs alone: a tree is nothing that it could be told of. */
+type PlannedJob = Exclude<LiveJob, TreeJob>;
+
 interface Guarded {
   memcg: Memcg;
   original: boolean;
   deadlines: GuardedDeadlines;
   /** The job that was killed last comes first, whatever the plan says. */
-  killed: LiveJob | null;
-  plan: readonly LiveJob[];
+  killed: PlannedJob | null;
+  plan: readonly PlannedJob[];
   /** All that were in the plan, beyond those that it has room for: when they were born, by id. */
   told: ReadonlyMap<string, number>;
   open: boolean;
@@ -245,9 +248,10 @@ export class GuardProcess implements Guard {
     if (this.#guarded.delete(memcg.inode)) this.#send('disarm', memcg, {}, [], SEND_MS);
   }
 
-  plan(memcg: Memcg, jobs: readonly LiveJob[]): void {
+  plan(memcg: Memcg, all: readonly LiveJob[]): void {
     const guarded = this.#guarded.get(memcg.inode);
     if (guarded === undefined) return;
+    const jobs = all.filter((job) => job.kind !== 'tree');
     const { plan } = guarded;
     if (plan.length === jobs.length && plan.every((planned, index) => samePlanned(planned, jobs[index]))) return;
     guarded.plan = jobs.map((job) => ({ ...job })); // its settings may be others later
@@ -258,12 +262,14 @@ export class GuardProcess implements Guard {
   /** On the way to a kill: nothing is made here. */
   lacks(memcg: Memcg, jobs: readonly Job[]): boolean {
     const told = this.#guarded.get(memcg.inode)?.told;
-    return told !== undefined && jobs.some((job) => !job.protected && told.get(job.id) !== job.born);
+    return (
+      told !== undefined && jobs.some((job) => job.kind !== 'tree' && !job.protected && told.get(job.id) !== job.born)
+    );
   }
 
   killed(memcg: Memcg, job: LiveJob): void {
     const guarded = this.#guarded.get(memcg.inode);
-    if (guarded === undefined) return;
+    if (guarded === undefined || job.kind === 'tree') return;
     guarded.killed = job;
     this.#tellPlan(guarded);
   }
@@ -483,11 +489,11 @@ export class GuardProcess implements Guard {
   }
 }
 
-function isHeld(job: LiveJob): boolean {
+function isHeld(job: PlannedJob): boolean {
   return isOpen(job.kind === 'memcg' ? job.memcg : job.process);
 }
 
-function samePlanned(planned: LiveJob, job: LiveJob | undefined): boolean {
+function samePlanned(planned: PlannedJob, job: PlannedJob | undefined): boolean {
   return planned.id === job?.id && planned.born === job.born && planned.settings === job.settings;
 }
 

@@ -52,11 +52,11 @@ export function rankJobs(jobs: readonly Job[]): Job[] {
 }
 
 /**
- * A job that may die, or may grow until it has to; one that holds tmpfs or page cache is left out. The files that a single
- * process has mapped are its program, mostly, and no cache of its own.
+ * A job that may die, or may grow until it has to; one that holds tmpfs or page cache is left out. The files that
+ * processes have mapped are their programs, mostly, and no cache of their own.
  */
 function mayComeToDie(job: Job): boolean {
-  const stays = job.shmem + (job.kind === 'process' ? 0 : job.file);
+  const stays = job.shmem + (job.kind === 'memcg' ? job.file : 0);
   return isCandidate(job) || (!job.protected && !job.killed && stays < WORTH_KILLING);
 }
 

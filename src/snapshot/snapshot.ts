@@ -1,10 +1,14 @@
 /** One job as the policy sees it: plain data. Sizes are bytes. */
 export interface Job {
-  /** Names the job in decisions: the memcg's path, or `pid:N` for a process. */
+  /**
+   * Names the job in decisions: the memcg's path, or `pid:N` for a process. A tree's is `tree:PID`, or what its processes
+   * have in common: `session:SID`, `cgroup:PATH`, `uid:N`.
+   */
   id: string;
-  /** The memcg's name below the scope, or the process's. */
+  /** The memcg's name below the scope, or the process's; a tree's is its rule's, its unit or cgroup, or its first program. */
   name: string;
-  kind: 'memcg' | 'process';
+  /** A tree is several processes that no memcg holds together. Pages that they share are counted in each of them. */
+  kind: 'memcg' | 'process' | 'tree';
   /** 0 to 100; higher lives longer. */
   priority: number;
   /** The priority it has while it is above its reservation, or null: then it goes before all jobs within theirs. */

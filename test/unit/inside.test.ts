@@ -162,6 +162,6 @@ test('a job that holds the handler is protected, whatever is said of it', () => 
   for (const path of ['/jobs/own/deep', '/jobs/owner']) hierarchy.make(path);
   const root: Memcg = hierarchy.open('/jobs');
   const rules = new JobRules({ '*': { protected: false, priority: 10 } }, '/jobs/own');
-  const found = openDescendants(root).map((memcg) => [memcg.path, rules.resolve('job', memcg).protected]);
+  const found = openDescendants(root).map((memcg) => [memcg.path, rules.resolve({ name: 'job', memcg }).protected]);
   expect(Object.fromEntries(found)).toEqual({ '/jobs/own': true, '/jobs/own/deep': false, '/jobs/owner': false });
 });

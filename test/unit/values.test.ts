@@ -212,16 +212,16 @@ describe('settings of jobs', () => {
 
   test('the first glob that matches counts, alone', () => {
     const rules = new JobRules({ 'web-*': { priority: 90 }, '*': { priority: 10, reservation: '1MiB' }, 'a/**': {} });
-    expect(rules.resolve('web-1', null)).toEqual({
+    expect(rules.resolve({ name: 'web-1' })).toEqual({
       priority: 90,
       reservation: 0,
       protected: false,
       overPriority: null,
       from: "api 'web-*'",
     });
-    expect(rules.resolve('.hidden', null)).toMatchObject({ priority: 10, reservation: MiB, from: "api '*'" });
-    expect(rules.resolve('a/b', null)).toMatchObject({ priority: 50, from: "api 'a/**'" });
-    expect(rules.resolve('b/c', null)).toMatchObject({ priority: 50, from: 'default' });
+    expect(rules.resolve({ name: '.hidden' })).toMatchObject({ priority: 10, reservation: MiB, from: "api '*'" });
+    expect(rules.resolve({ name: 'a/b' })).toMatchObject({ priority: 50, from: "api 'a/**'" });
+    expect(rules.resolve({ name: 'b/c' })).toMatchObject({ priority: 50, from: 'default' });
   });
 
   test('API, then trusted, then user attributes, then defaults, field by field', () => {
@@ -232,22 +232,28 @@ describe('settings of jobs', () => {
       'user.reprieve.reservation': '1MiB',
       'user.reprieve.protected': ' true\n',
     };
-    expect(rules.resolve('web', memcg(attributes))).toEqual({
+    expect(rules.resolve({ name: 'web', memcg: memcg(attributes) })).toEqual({
       priority: 90,
       reservation: 2 * MiB,
       protected: true,
       overPriority: null,
       from: "api 'web', trusted.reprieve.reservation, user.reprieve.protected",
     });
-    expect(rules.resolve('other', memcg(attributes))).toMatchObject({ priority: 1 });
+    expect(rules.resolve({ name: 'other', memcg: memcg(attributes) })).toMatchObject({ priority: 1 });
   });
 
   test('user attributes count only where the owner is trusted', () => {
     const rules = new JobRules({});
     const attributes = { 'user.reprieve.priority': '99', 'trusted.reprieve.overPriority': '7' };
     const own = process.geteuid?.() ?? 0;
-    expect(rules.resolve('x', memcg(attributes, own))).toMatchObject({ priority: 99, overPriority: 7 });
-    expect(rules.resolve('x', memcg(attributes, own + 1_000))).toMatchObject({ priority: 50, overPriority: 7 });
+    expect(rules.resolve({ name: 'x', memcg: memcg(attributes, own) })).toMatchObject({
+      priority: 99,
+      overPriority: 7,
+    });
+    expect(rules.resolve({ name: 'x', memcg: memcg(attributes, own + 1_000) })).toMatchObject({
+      priority: 50,
+      overPriority: 7,
+    });
   });
 
   test.each([
@@ -260,7 +266,7 @@ describe('settings of jobs', () => {
     ['protected', 'constructor'],
     ['protected', 'toString'],
   ])('an attribute %s=%o is passed over, and noted', (field, text) => {
-    const settings = new JobRules({}).resolve('x', memcg({ [`trusted.reprieve.${field}`]: text }));
+    const settings = new JobRules({}).resolve({ name: 'x', memcg: memcg({ [`trusted.reprieve.${field}`]: text }) });
     expect(settings).toEqual({
       priority: 50,
       reservation: 0,
@@ -272,7 +278,6 @@ describe('settings of jobs', () => {
 
   test.each([
     [null, /the `jobs` option/],
-    [[], /the `jobs` option/],
     [{ web: 5 }, /`jobs\['web'\]` to be an object, got 5/],
     [{ web: { prio: 5 } }, /made of priority, reservation, protected and overPriority, got {"prio":"…"}/],
     [{ web: { priority: 1.5 } }, /`jobs\['web'\].priority`/],
