@@ -24,6 +24,7 @@ import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
 import { Inside } from './self/inside.js';
 import { shield } from './self/shield.js';
+import { MachineJobs } from './snapshot/machine.js';
 import type { JobRule, JobSettings } from './snapshot/rules.js';
 import { JobRules } from './snapshot/settings.js';
 import type { ArmedMemcg } from './source/armed.js';
@@ -273,6 +274,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     let raised: Raise | null = null;
     let forgetSignal = () => {};
     let unshield = () => {};
+    let root: Memcg | null = null;
+    let machine: MachineJobs | null = null;
     try {
       opened.push(...(path === SYSTEM_PATH ? [] : openAbove(hierarchy, path)), this.#openScope(path, options));
       const memcg = opened.at(-1) as Memcg;
@@ -280,7 +283,11 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         throw new ReprieveError('ERR_REPRIEVE_ALREADY_WATCHED', `${scope} is watched already`);
       }
       this.#inside.check(path, raise);
-      if (path === SYSTEM_PATH) unshield = this.#shield();
+      if (path === SYSTEM_PATH) {
+        unshield = this.#shield();
+        root = hierarchy.kind === 'none' ? null : hierarchy.open('/');
+        machine = this.#machineJobs(root, rules);
+      }
       if (raise) {
         raised = this.#ground.limits?.raise(memcg, this.#ground.reserve.bytes) ?? null;
       }
@@ -292,6 +299,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         options: ladder,
         hold,
         freezing: this.#ground.freezing,
+        machine,
         rules,
         signalled: (_, armed, atUs) => this.#signalled(armed, atUs),
         account,
@@ -306,6 +314,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         ended: (ended) => {
           forgetSignal();
           unshield();
+          root?.close();
           this.#lower(raised, path);
           this.#ended(ended);
         },
@@ -319,10 +328,24 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       return watch;
     } catch (error) {
       unshield();
+      machine?.close();
+      root?.close();
       this.#lower(raised, path);
       for (const memcg of opened) memcg.close();
       throw error;
     }
+  }
+
+  #machineJobs(root: Memcg | null, rules: JobRules): MachineJobs {
+    const { hierarchy, guard } = this.#ground;
+    return new MachineJobs({
+      hierarchy,
+      root,
+      rules,
+      spared: () => new Set(guard?.process.pid === undefined ? [] : [guard.process.pid]),
+      scoreBefore: (process) => this.#scores.before(process),
+      warn: (message) => this.#tell('warning', message),
+    });
   }
 
   /** The kernel's killer stays beneath a watch of the machine: it is to find others before us. */

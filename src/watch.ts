@@ -16,6 +16,7 @@ import { rankForGuard } from './policy/lowest-priority.js';
 import type { Account, ReserveCounters } from './reserve/account.js';
 import { setKernelReserve } from './reserve/kernel.js';
 import { identityOf, type JobGroup, type LiveJob, pidsOf } from './snapshot/jobs.js';
+import type { MachineJobs } from './snapshot/machine.js';
 import { MemcgJobs } from './snapshot/memcg-jobs.js';
 import type { JobRules } from './snapshot/settings.js';
 import { ArmedMemcg } from './source/armed.js';
@@ -37,6 +38,9 @@ const AFTER_WINDOW_MS = 20;
 const MOST_LIKELY = 4;
 const MOST_KEPT = 64;
 
+/** A job of the machine that takes more than this is held while an answer is awaited, in bytes a second. */
+const GROWS = 4 * 2 ** 20;
+
 /** How a watch ended, or that it has not. */
 export type WatchState = 'watching' | 'closed' | 'vanished' | 'revoked';
 
@@ -52,6 +56,8 @@ export interface WatchSetup {
   /** Bytes between a limit at which jobs are held and the kernel's killer; null: the kernel holds them, or nobody does. */
   hold: number | null;
   freezing: ((jobs: () => LiveJob[]) => FrozenJobs) | null;
+  /** The jobs of the machine, where that is the scope. */
+  machine: MachineJobs | null;
   /** Called for each signal of an armed memcg. */
   signalled: (watch: Watch, armed: ArmedMemcg, atUs: number) => void;
   /** What conditions here may charge. */
@@ -103,7 +109,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       failed: (memcg, error) => this.#warn(memcg, error),
     });
     try {
-      this.#jobs.set(scope.inode, new MemcgJobs(hierarchy, scope, scope.path, rules));
+      this.#jobs.set(scope.inode, setup.machine ?? new MemcgJobs(hierarchy, scope, scope.path, rules));
       this.#restoreReserve = setKernelReserve(scope, setup.account.bytes, hierarchy.ledger);
       this.#keepBelow();
       this.#arm(scope, above);
@@ -319,7 +325,21 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     const { freezing, hierarchy, hold } = this.#setup;
     if (freezing === null || hold === null || hierarchy.parks) return null;
     const jobs = this.jobsOf(armed);
-    return (killed) => freezing(() => jobs.live().filter((job) => mayBeHeld(job) && !killed.has(identityOf(job))));
+    return (killed) => {
+      const held = new Set<string>();
+      return freezing(() => {
+        for (const job of this.#toHold(jobs, held, killed)) held.add(identityOf(job));
+        return jobs.live().filter((job) => held.has(identityOf(job)));
+      });
+    };
+  }
+
+  /** Of a memcg all jobs, as they would wait there in the kernel; of the machine those that grow. First those that die first. */
+  #toHold(jobs: JobGroup, held: ReadonlySet<string>, killed: ReadonlySet<string>): LiveJob[] {
+    const { machine } = this.#setup;
+    const live = jobs.live().filter((job) => mayBeHeld(job) && !killed.has(identityOf(job)));
+    const grows = (job: LiveJob) => held.has(identityOf(job)) || machine === null || machine.growth(job) > GROWS;
+    return live.filter(grows).sort((a, b) => a.settings.priority - b.settings.priority);
   }
 
   /** Processes of the jobs that would die first by the last look, as many as are worth a descriptor each. */
