@@ -80,6 +80,11 @@ export interface EventSet {
    * `file` is the control file ("memory.oom_control"), `argument` may be ''.
    */
   addCgroupEvent(directory: Directory, file: string, argument: string): number;
+  /**
+   * Tells when the kernel notifies `name` of a v2 cgroup: "memory.events", "memory.events.local" or "cgroup.events". What
+   * was there before does not count. The removal of the cgroup is not told reliably, and at most once.
+   */
+  watchFile(directory: Directory, name: string): number;
   /** Listens to creation, removal and attribute changes below a directory. */
   watchDirectory(directory: Directory): number;
   /** Events of watched directories that wait to be read; never blocks. */
@@ -91,6 +96,14 @@ export interface EventSet {
   /** Number of descriptors in the set. */
   readonly size: number;
   /** Keeps the event loop alive (default) or not. */
+  ref(): void;
+  unref(): void;
+  close(): void;
+}
+
+/** A trigger of pressure stall information (PSI), polled by the event loop itself. */
+interface PressureTrigger {
+  /** Keeps the event loop alive (default, until the cgroup is removed) or not. */
   ref(): void;
   unref(): void;
   close(): void;
@@ -172,6 +185,17 @@ export interface NativeBinding {
     ready: Int32Array,
     onReady: (count: number, atUs: number) => void,
   ) => EventSet;
+  /**
+   * `trigger` is "some|full <stall µs> <window µs>", `name` "memory" of /proc/pressure or "memory.pressure" of a v2 cgroup;
+   * `onEvent` gets the time of the wake-up (see `nowUs`), at most once a window, and never again when the cgroup is removed.
+   * EINVAL for a window that is not allowed: 500 ms to 10 s, without CAP_SYS_RESOURCE in steps of 2 s. EOPNOTSUPP without PSI.
+   */
+  PressureTrigger: new (
+    directory: Directory,
+    name: string,
+    trigger: string,
+    onEvent: (atUs: number) => void,
+  ) => PressureTrigger;
   /**
    * `dry` goes the same way, but sends signal 0: for a drill. Nobody is signalled once `words` are revoked: ECANCELED.
    * `kept` spares opening who is in it.

@@ -9,6 +9,7 @@
 #include "kept_pidfds.h"
 #include "killer.h"
 #include "pidfd.h"
+#include "pressure.h"
 #include "process.h"
 #include "shared_words.h"
 
@@ -23,6 +24,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("Directory", directory);
   exports.Set("Pidfd", PidfdObject::define(env));
   exports.Set("EventSet", EventSetObject::define(env));
+  exports.Set("PressureTrigger", PressureTriggerObject::define(env));
   exports.Set("Killer", KillerObject::define(env));
   exports.Set("KeptPidfds", KeptPidfdsObject::define(env));
   exports.Set("SharedWords", SharedWordsObject::define(env));

@@ -1,7 +1,5 @@
 #include "event_set.h"
 
-#include <uv.h>
-
 #include <algorithm>
 #include <limits>
 
@@ -9,55 +7,13 @@
 #include "directory.h"
 #include "support.h"
 
-/**
- * The loop's handle. It outlives its owner, because the loop gives it back only after uv_close; the cleanup hook keeps
- * the loop of a worker that ends turning until then.
- */
-struct LoopPoll {
-  uv_poll_t handle;
-  EventSetObject* owner;
-  napi_async_cleanup_hook_handle hook;
-};
-
-namespace {
-
-void onReadable(uv_poll_t* handle, int, int) {
-  if (auto* owner = static_cast<LoopPoll*>(handle->data)->owner; owner != nullptr) owner->wake();
-}
-
-void onClosed(uv_handle_t* handle) {
-  const std::unique_ptr<LoopPoll> poll(static_cast<LoopPoll*>(handle->data));
-  napi_remove_async_cleanup_hook(poll->hook);
-}
-
-void onEnvironmentEnd(napi_async_cleanup_hook_handle, void* data) {
-  if (auto* owner = static_cast<LoopPoll*>(data)->owner; owner != nullptr) owner->shut();
-}
-
-void throwArgument(const Napi::CallbackInfo& info) { napi_throw(info.Env(), info[0]); }
-
-/**
- * An exception that leaves a native callback is only a warning on Node 20; thrown from process.nextTick it is an
- * uncaughtException like any other. Nothing can be done where the environment is being terminated.
- */
-void surface(Napi::Env env) {
-  napi_value error = nullptr;
-  if (napi_get_and_clear_last_exception(env, &error) != napi_ok) return;
-  const Napi::Value process = env.Global().Get("process");
-  if (!process.IsObject()) return;
-  const Napi::Value nextTick = process.As<Napi::Object>().Get("nextTick");
-  if (!nextTick.IsFunction()) return;
-  nextTick.As<Napi::Function>().Call(process, {Napi::Function::New<throwArgument>(env, "rethrow"), error});
-}
-
-}  // namespace
-
 Napi::Function EventSetObject::define(Napi::Env env) {
   using Self = EventSetObject;
   return DefineClass(env, "EventSet",
                      {
                          InstanceAccessor<&Self::size>("size"),
                          InstanceMethod<&Self::addCgroupEvent>("addCgroupEvent"),
+                         InstanceMethod<&Self::watchFile>("watchFile"),
                          InstanceMethod<&Self::watchDirectory>("watchDirectory"),
                          InstanceMethod<&Self::readDirectoryEvents>("readDirectoryEvents"),
                          InstanceMethod<&Self::trigger>("trigger"),
@@ -87,26 +43,12 @@ EventSetObject::EventSetObject(const Napi::CallbackInfo& info) : ObjectWrap(info
     return;
   }
 
-  uv_loop_t* loop = nullptr;
-  napi_get_uv_event_loop(env, &loop);
-  auto poll = std::make_unique<LoopPoll>();
-  poll->owner = this;
-  poll->handle.data = poll.get();
-  if (const int status = uv_poll_init(loop, &poll->handle, (*set)->descriptor()); status != 0) {
-    throwSystemError(env, {-status, "uv_poll_init", {}});
-    return;
-  }
-  // From here on the loop has the handle.
-  poll_ = poll.release();
+  poll_ = LoopPoll::start(env, (*set)->descriptor(), UV_READABLE, *this);
+  if (poll_ == nullptr) return;
   set_ = std::move(*set);
   ready_ = Napi::Persistent(*ready);
   onReady_ = Napi::Persistent(info[1].As<Napi::Function>());
   context_ = std::make_unique<Napi::AsyncContext>(env, "reprieve.EventSet");
-  napi_add_async_cleanup_hook(env, onEnvironmentEnd, poll_, &poll_->hook);
-  if (const int status = uv_poll_start(&poll_->handle, UV_READABLE, onReadable); status != 0) {
-    shut();
-    throwSystemError(env, {-status, "uv_poll_start", {}});
-  }
 }
 
 const std::shared_ptr<reprieve::EventSet>* EventSetObject::use(Napi::Env env) const {
@@ -127,15 +69,13 @@ void EventSetObject::wake() {
   const Napi::Object self = Value();
   const Napi::CallbackScope callbacks(env, *context_);
   onReady_.Call(self, {Napi::Number::New(env, static_cast<double>(count)), Napi::Number::New(env, atUs)});
-  if (env.IsExceptionPending()) surface(env);
+  if (env.IsExceptionPending()) surfaceException(env);
 }
 
 void EventSetObject::shut() {
   if (poll_ == nullptr) return;
-  LoopPoll* poll = std::exchange(poll_, nullptr);
-  poll->owner = nullptr;
   // First out of the loop's own epoll set, then the descriptor may go.
-  uv_close(reinterpret_cast<uv_handle_t*>(&poll->handle), onClosed);
+  std::exchange(poll_, nullptr)->close();
   set_->close();
   onReady_.Reset();
   ready_.Reset();
@@ -154,6 +94,18 @@ Napi::Value EventSetObject::addCgroupEvent(const Napi::CallbackInfo& info) {
   const auto argument = stringArgument(info, 2, "argument");
   if (!argument) return env.Undefined();
   return toValue(env, (*set)->addCgroupEvent(*directory, *file, *argument));
+}
+
+Napi::Value EventSetObject::watchFile(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto* set = use(env);
+  if (set == nullptr) return env.Undefined();
+  const auto* object = objectArgument<DirectoryObject>(env, info[0], "directory");
+  if (object == nullptr) return env.Undefined();
+  const auto* directory = object->use(env);
+  if (directory == nullptr) return env.Undefined();
+  const auto name = stringArgument(info, 1, "name");
+  return name ? toValue(env, (*set)->watchFile(*directory, *name)) : env.Undefined();
 }
 
 Napi::Value EventSetObject::watchDirectory(const Napi::CallbackInfo& info) {
@@ -216,11 +168,11 @@ Napi::Value EventSetObject::size(const Napi::CallbackInfo& info) {
 }
 
 void EventSetObject::ref(const Napi::CallbackInfo& info) {
-  if (use(info.Env()) != nullptr) uv_ref(reinterpret_cast<uv_handle_t*>(&poll_->handle));
+  if (use(info.Env()) != nullptr) poll_->ref();
 }
 
 void EventSetObject::unref(const Napi::CallbackInfo& info) {
-  if (use(info.Env()) != nullptr) uv_unref(reinterpret_cast<uv_handle_t*>(&poll_->handle));
+  if (use(info.Env()) != nullptr) poll_->unref();
 }
 
 void EventSetObject::close(const Napi::CallbackInfo&) { shut(); }

@@ -5,11 +5,10 @@
 #include <memory>
 
 #include "core/event_set.h"
-
-struct LoopPoll;
+#include "loop_poll.h"
 
 /** `EventSet` of src/native.ts: the set's epoll descriptor, polled by the environment's own event loop. */
-class EventSetObject : public Napi::ObjectWrap<EventSetObject> {
+class EventSetObject final : public Napi::ObjectWrap<EventSetObject>, private LoopOwner {
  public:
   static constexpr napi_type_tag kTag = {0x7265707269657665, 3};
   static constexpr const char* kExpected = "an EventSet";
@@ -20,13 +19,13 @@ class EventSetObject : public Napi::ObjectWrap<EventSetObject> {
 
   /** The set; null, with `ERR_REPRIEVE_CLOSED` pending, when it is closed. */
   const std::shared_ptr<reprieve::EventSet>* use(Napi::Env env) const;
-  /** Called by the event loop when something in the set is ready. */
-  void wake();
-  /** Closes the set and gives the poll handle back to the loop. */
-  void shut();
 
  private:
+  void wake() override;
+  void shut() override;
+
   Napi::Value addCgroupEvent(const Napi::CallbackInfo& info);
+  Napi::Value watchFile(const Napi::CallbackInfo& info);
   Napi::Value watchDirectory(const Napi::CallbackInfo& info);
   Napi::Value readDirectoryEvents(const Napi::CallbackInfo& info);
   static std::optional<int32_t> tokenArgument(const Napi::CallbackInfo& info);

@@ -6,6 +6,12 @@
 #include <cmath>
 #include <system_error>
 
+namespace {
+
+void throwArgument(const Napi::CallbackInfo& info) { napi_throw(info.Env(), info[0]); }
+
+}  // namespace
+
 void throwSystemError(Napi::Env env, const reprieve::Error& error) {
   std::array<char, 64> code;
   uv_err_name_r(-error.number, code.data(), code.size());
@@ -31,6 +37,16 @@ void throwClosed(Napi::Env env, const char* what) {
   const Napi::Error thrown = Napi::Error::New(env, std::string("The ") + what + " is closed");
   thrown.Set("code", Napi::String::New(env, "ERR_REPRIEVE_CLOSED"));
   thrown.ThrowAsJavaScriptException();
+}
+
+void surfaceException(Napi::Env env) {
+  napi_value error = nullptr;
+  if (napi_get_and_clear_last_exception(env, &error) != napi_ok) return;
+  const Napi::Value process = env.Global().Get("process");
+  if (!process.IsObject()) return;
+  const Napi::Value nextTick = process.As<Napi::Object>().Get("nextTick");
+  if (!nextTick.IsFunction()) return;
+  nextTick.As<Napi::Function>().Call(process, {Napi::Function::New<throwArgument>(env, "rethrow"), error});
 }
 
 std::optional<std::string> stringArgument(const Napi::CallbackInfo& info, size_t index, const char* name) {

@@ -13,6 +13,11 @@ void throwSystemError(Napi::Env env, const reprieve::Error& error);
 void throwArgumentError(Napi::Env env, const char* argument, const char* expected);
 /** Throws `ERR_REPRIEVE_CLOSED`. */
 void throwClosed(Napi::Env env, const char* what);
+/**
+ * An exception that leaves a native callback is only a warning on Node 20; thrown from process.nextTick it is an
+ * uncaughtException like any other. Nothing can be done where the environment is being terminated.
+ */
+void surfaceException(Napi::Env env);
 
 // Arguments: nothing is returned once an exception is pending.
 

@@ -16,10 +16,21 @@ constexpr uint32_t kCreated = IN_CREATE | IN_MOVED_TO;
 constexpr uint32_t kRemoved = IN_DELETE | IN_MOVED_FROM;
 constexpr uint32_t kWatched = kCreated | kRemoved | IN_ATTRIB | IN_DELETE_SELF | IN_ONLYDIR;
 
-// What epoll hands back: the token, and above it the descriptor to read from plus 1, or 0 for none.
-uint64_t pack(int32_t token, int fd) { return static_cast<uint64_t>(fd + 1) << 32 | static_cast<uint32_t>(token); }
+// What epoll hands back: the token, above it how the descriptor is drained, and above that the descriptor.
+constexpr unsigned kDrainShift = 32;
+constexpr unsigned kDescriptorShift = 34;
 int32_t tokenOf(uint64_t data) { return static_cast<int32_t>(data & 0xffffffffU); }
-int descriptorOf(uint64_t data) { return static_cast<int>(data >> 32) - 1; }
+int descriptorOf(uint64_t data) { return static_cast<int>(data >> kDescriptorShift); }
+
+/** kernfs takes the count of what it has notified into the open file whenever it makes the text for it. */
+bool readAnew(int fd) {
+  std::array<char, 64> ignored;
+  ssize_t length;
+  do {
+    length = pread(fd, ignored.data(), ignored.size(), 0);
+  } while (length < 0 && errno == EINTR);
+  return length >= 0;
+}
 
 }  // namespace
 
@@ -35,17 +46,23 @@ int32_t EventSet::takeToken() {
   return ++lastToken_;
 }
 
-Result<void> EventSet::add(int fd, uint32_t events, int32_t token, bool readable) {
+// The largest descriptor that sysctl_nr_open allows has 30 bits.
+uint64_t EventSet::pack(int32_t token, int fd, Drain how) {
+  return static_cast<uint64_t>(fd) << kDescriptorShift | static_cast<uint64_t>(how) << kDrainShift |
+         static_cast<uint32_t>(token);
+}
+
+Result<void> EventSet::add(int fd, uint32_t events, int32_t token, Drain how) {
   epoll_event event{};
   event.events = events;
-  event.data.u64 = pack(token, readable ? fd : -1);
+  event.data.u64 = pack(token, fd, how);
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return lastError("epoll_ctl");
   return {};
 }
 
 Result<int32_t> EventSet::addEventfd(Fd eventfd) {
   const int32_t token = takeToken();
-  if (auto added = add(eventfd.get(), EPOLLIN, token, true); !added) return added.error();
+  if (auto added = add(eventfd.get(), EPOLLIN, token, Drain::kCounter); !added) return added.error();
   eventfds_.emplace(token, std::move(eventfd));
   return token;
 }
@@ -70,12 +87,27 @@ Result<int32_t> EventSet::addCgroupEvent(const Directory& directory, const std::
   return token;
 }
 
+Result<int32_t> EventSet::watchFile(const Directory& directory, const std::string& name) {
+  auto file = directory.openFile(name, O_RDONLY);
+  if (!file) return file.error();
+  // A file that was opened counts as notified until it is read.
+  if (!readAnew(file->get())) return lastError("pread", directory.pathOf(name));
+  const int32_t token = takeToken();
+  if (auto added = add(file->get(), EPOLLPRI, token, Drain::kFile); !added) {
+    added.error().path = directory.pathOf(name);
+    return added.error();
+  }
+  files_.emplace(token, std::move(*file));
+  return token;
+}
+
 Result<int32_t> EventSet::watchDirectory(const Directory& directory) {
   if (!inotify_) {
     Fd inotify(inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
     if (!inotify) return lastError("inotify_init1", directory.path());
     // One shot, armed again by reading: a listener that is not read must not keep the loop busy.
-    if (auto added = add(inotify.get(), EPOLLIN | EPOLLONESHOT, kDirectoryToken, false); !added) return added.error();
+    if (auto added = add(inotify.get(), EPOLLIN | EPOLLONESHOT, kDirectoryToken, Drain::kNot); !added)
+      return added.error();
     inotify_ = std::move(inotify);
   }
   // By descriptor, so that a directory renamed or made anew under the same path is not taken for this one.
@@ -138,7 +170,7 @@ Result<std::vector<DirectoryEvent>> EventSet::readDirectoryEvents() {
   }
   epoll_event rearm{};
   rearm.events = EPOLLIN | EPOLLONESHOT;
-  rearm.data.u64 = pack(kDirectoryToken, -1);
+  rearm.data.u64 = pack(kDirectoryToken, inotify_.get(), Drain::kNot);
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, inotify_.get(), &rearm) != 0) return lastError("epoll_ctl", "inotify");
   return events;
 }
@@ -150,10 +182,12 @@ void EventSet::trigger(int32_t token) {
 }
 
 void EventSet::remove(int32_t token) {
-  if (const auto eventfd = eventfds_.find(token); eventfd != eventfds_.end()) {
+  for (auto* const descriptors : {&eventfds_, &files_}) {
+    const auto found = descriptors->find(token);
+    if (found == descriptors->end()) continue;
     // Closing is enough unless a child that has not reached its exec yet holds a copy (epoll(7)).
-    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, eventfd->second.get(), nullptr);
-    eventfds_.erase(eventfd);
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, found->second.get(), nullptr);
+    descriptors->erase(found);
     return;
   }
   const auto watch = watchOf_.find(token);
@@ -167,7 +201,7 @@ void EventSet::remove(int32_t token) {
 }
 
 Result<void> EventSet::watchExit(int pidfd, int32_t token) {
-  auto added = add(pidfd, EPOLLIN | EPOLLONESHOT, token, false);
+  auto added = add(pidfd, EPOLLIN | EPOLLONESHOT, token, Drain::kNot);
   if (added) others_++;
   return added;
 }
@@ -177,12 +211,30 @@ void EventSet::forgetExit(int pidfd) {
 }
 
 Result<void> EventSet::watchReadable(int fd, int32_t token) {
-  auto added = add(fd, EPOLLIN, token, false);
+  auto added = add(fd, EPOLLIN, token, Drain::kNot);
   if (added) others_++;
   return added;
 }
 
 void EventSet::forgetReadable(int fd) { forgetExit(fd); }
+
+void EventSet::makeUnready(uint64_t data) {
+  const int fd = descriptorOf(data);
+  switch (static_cast<Drain>(data >> kDrainShift & 3)) {
+    case Drain::kNot:
+      break;
+    case Drain::kCounter: {
+      uint64_t counter = 0;
+      // The counter says nothing ("look now").
+      [[maybe_unused]] const ssize_t length = read(fd, &counter, sizeof counter);
+      break;
+    }
+    case Drain::kFile:
+      // One that cannot be read any more, as its cgroup is gone, would be ready for ever.
+      if (!readAnew(fd)) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+      break;
+  }
+}
 
 size_t EventSet::drain(std::span<int32_t> ready) {
   std::array<epoll_event, 64> events;
@@ -192,11 +244,7 @@ size_t EventSet::drain(std::span<int32_t> ready) {
     const int got = epoll_wait(epoll_.get(), events.data(), static_cast<int>(room), 0);
     for (int i = 0; i < got; i++) {
       const uint64_t data = events[static_cast<size_t>(i)].data.u64;
-      if (const int fd = descriptorOf(data); fd >= 0) {
-        uint64_t counter = 0;
-        // Only to make it unready; the counter says nothing ("look now").
-        [[maybe_unused]] const ssize_t length = read(fd, &counter, sizeof counter);
-      }
+      makeUnready(data);
       const auto end = ready.begin() + static_cast<std::ptrdiff_t>(count);
       if (std::find(ready.begin(), end, tokenOf(data)) == end) ready[count++] = tokenOf(data);
     }
@@ -209,6 +257,7 @@ void EventSet::close() {
   epoll_.close();
   inotify_.close();
   eventfds_.clear();
+  files_.clear();
   watchOf_.clear();
   tokensOf_.clear();
   others_ = 0;

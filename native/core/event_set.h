@@ -36,11 +36,16 @@ class EventSet {
   Result<int32_t> addCgroupEvent(const Directory& directory, const std::string& file, const std::string& argument);
   /** Listens to subdirectories made and removed, and to attribute changes (inotify(7)). */
   Result<int32_t> watchDirectory(const Directory& directory);
+  /**
+   * Tells when the kernel notifies a file of cgroup v2 (memory.events, memory.events.local, cgroup.events), read here
+   * for the last time when it is taken in. One whose cgroup was removed is told at most once more.
+   */
+  Result<int32_t> watchFile(const Directory& directory, const std::string& name);
   /** What watched directories have to tell; never blocks. */
   Result<std::vector<DirectoryEvent>> readDirectoryEvents();
   /** Makes the eventfd of a token ready, as the kernel does; other tokens are ignored. */
   void trigger(int32_t token);
-  /** Forgets an eventfd or a directory; other tokens are ignored. */
+  /** Forgets an eventfd, a file or a directory; other tokens are ignored. */
   void remove(int32_t token);
 
   /** A token of the caller's own, for watchExit. */
@@ -57,14 +62,19 @@ class EventSet {
   size_t drain(std::span<int32_t> ready);
 
   int descriptor() const { return epoll_.get(); }
-  /** Descriptors in the set: eventfds, pidfds and other readable ones, and one for the directory listener while a
-   * directory is watched. */
-  size_t size() const { return eventfds_.size() + others_ + (inotify_ ? 1 : 0); }
+  /** Descriptors in the set: eventfds, files, pidfds and other readable ones, and one for the directory listener while
+   * a directory is watched. */
+  size_t size() const { return eventfds_.size() + files_.size() + others_ + (inotify_ ? 1 : 0); }
   bool closed() const { return !epoll_; }
   void close();
 
  private:
-  Result<void> add(int fd, uint32_t events, int32_t token, bool readable);
+  /** How `drain` makes a descriptor unready. */
+  enum class Drain : uint8_t { kNot, kCounter, kFile };
+
+  Result<void> add(int fd, uint32_t events, int32_t token, Drain how);
+  static uint64_t pack(int32_t token, int fd, Drain how);
+  void makeUnready(uint64_t data);
   bool interpret(uint32_t mask, DirectoryEvent& event) const;
 
   Fd epoll_;
@@ -72,6 +82,7 @@ class EventSet {
   int32_t lastToken_ = kDirectoryToken;
   size_t others_ = 0;
   std::unordered_map<int32_t, Fd> eventfds_;
+  std::unordered_map<int32_t, Fd> files_;
   std::unordered_map<int32_t, int> watchOf_;
   // inotify_add_watch(2) gives the same watch for the same directory, so one watch may have several tokens.
   std::unordered_multimap<int, int32_t> tokensOf_;

@@ -294,6 +294,62 @@ TEST_CASE_FIXTURE(NoLeaks, "EventSet says what failed when listening") {
   CHECK(plain.error().path == temporary.path() + "/memory.oom_control");
 }
 
+TEST_CASE_FIXTURE(NoLeaks, "EventSet tells what a file of cgroup v2 notifies, once each") {
+  NEEDS_CGROUP2();
+  const UnifiedGroup group;
+  const auto set = makeSet();
+  auto token = set->watchFile(group.directory(), "cgroup.events");
+  REQUIRE(token);
+  CHECK(set->size() == 1);
+  CHECK(waitReady(*set, 0).empty());
+  Child inhabitant(group.inside(sleepForever));
+  CHECK(waitReady(*set) == Tokens{*token});
+  CHECK(waitReady(*set, 20).empty());
+  set->trigger(*token);
+  CHECK(waitReady(*set, 20).empty());
+  REQUIRE(kill(inhabitant.pid(), SIGKILL) == 0);
+  inhabitant.reap();
+  CHECK(waitReady(*set) == Tokens{*token});
+  set->remove(*token);
+  CHECK(set->size() == 0);
+  const Child another(group.inside(sleepForever));
+  CHECK(waitReady(*set, 20).empty());
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "EventSet tells no more than once that the cgroup of a file is gone") {
+  NEEDS_CGROUP2();
+  const auto set = makeSet();
+  UnifiedGroup group;
+  auto token = set->watchFile(group.directory(), "cgroup.events");
+  REQUIRE(token);
+  {
+    // So that the file has something to tell when it is gone, and is asked.
+    const Child inhabitant(group.inside(sleepForever));
+    REQUIRE(waitFor([&] { return group.populated(); }));
+  }
+  REQUIRE(group.remove());
+  CHECK(waitReady(*set) == Tokens{*token});
+  CHECK(waitReady(*set, 20).empty());
+  CHECK(set->size() == 1);
+  set->remove(*token);
+  CHECK(set->size() == 0);
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "EventSet says what failed when watching a file") {
+  const auto set = makeSet();
+  const TemporaryDirectory temporary;
+  auto missing = set->watchFile(temporary.open(), "memory.events");
+  REQUIRE_FALSE(missing);
+  CHECK(missing.error().number == ENOENT);
+  CHECK(missing.error().path == temporary.path() + "/memory.events");
+  temporary.write("memory.events", "");
+  // epoll_ctl(2): a plain file cannot be polled.
+  auto plain = set->watchFile(temporary.open(), "memory.events");
+  REQUIRE_FALSE(plain);
+  CHECK(plain.error().number == EPERM);
+  CHECK(set->size() == 0);
+}
+
 TEST_CASE_FIXTURE(NoLeaks, "EventSet.close lets go of everything") {
   const TemporaryDirectory temporary;
   const auto set = makeSet();

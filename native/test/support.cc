@@ -33,6 +33,40 @@ namespace {
 constexpr const char* kMemoryHierarchy = "/sys/fs/cgroup/memory";
 constexpr unsigned kLifeSeconds = 20;
 
+/** The first mount point of cgroup v2, or nothing. */
+std::string unifiedMount() {
+  std::ifstream mounts("/proc/self/mounts");
+  std::string device;
+  std::string point;
+  std::string type;
+  for (std::string rest; mounts >> device >> point >> type && std::getline(mounts, rest);) {
+    if (type == "cgroup2") return point;
+  }
+  return {};
+}
+
+/** The process id in the name lets the runner find what a crash leaves behind. */
+std::string groupName() {
+  static int count = 0;
+  return "reprieve-test-native-" + std::to_string(getpid()) + '-' + std::to_string(++count);
+}
+
+/** Kills who is in it and removes it, tried until the last charge is gone. */
+bool removeGroup(const Directory& directory, const std::string& path) {
+  return waitFor([&] {
+    auto procs = directory.readFile("cgroup.procs");
+    for (const char* at = procs ? procs->c_str() : ""; *at != '\0';) {
+      char* end = nullptr;
+      const auto pid = static_cast<pid_t>(std::strtol(at, &end, 10));
+      if (pid > 0) kill(pid, SIGKILL);
+      // Children of this process are reaped here: as long as they are not, some kernels hold the directory busy.
+      if (pid > 0) waitpid(pid, nullptr, WNOHANG);
+      at = end + 1;
+    }
+    return rmdir(path.c_str()) == 0 || errno == ENOENT;
+  });
+}
+
 }  // namespace
 
 size_t openDescriptors() {
@@ -122,10 +156,7 @@ std::optional<std::string> whyNoMemcg() {
 }
 
 Memcg::Memcg(const Memcg* parent) {
-  static int count = 0;
-  // The process id in the name lets the runner find what a crash leaves behind.
-  const std::string name = "reprieve-test-native-" + std::to_string(getpid()) + '-' + std::to_string(++count);
-  path_ = (parent != nullptr ? parent->path_ : kMemoryHierarchy) + '/' + name;
+  path_ = (parent != nullptr ? parent->path_ : kMemoryHierarchy) + '/' + groupName();
   REQUIRE(mkdir(path_.c_str(), 0755) == 0);
   auto directory = Directory::open(path_);
   REQUIRE(directory);
@@ -138,18 +169,7 @@ Memcg::~Memcg() {
 
 bool Memcg::remove() {
   static_cast<void>(directory_.writeFile("memory.oom_control", "0"));
-  removed_ = waitFor([this] {
-    auto procs = directory_.readFile("cgroup.procs");
-    for (const char* at = procs ? procs->c_str() : ""; *at != '\0';) {
-      char* end = nullptr;
-      const auto pid = static_cast<pid_t>(std::strtol(at, &end, 10));
-      if (pid > 0) kill(pid, SIGKILL);
-      // Children of this process are reaped here: as long as they are not, some kernels hold the directory busy.
-      if (pid > 0) waitpid(pid, nullptr, WNOHANG);
-      at = end + 1;
-    }
-    return rmdir(path_.c_str()) == 0 || errno == ENOENT;
-  });
+  removed_ = removeGroup(directory_, path_);
   return removed_;
 }
 
@@ -172,6 +192,41 @@ void Memcg::park(size_t limitBytes) const {
 bool Memcg::underOom() const { return read("memory.oom_control").find("under_oom 1") != std::string::npos; }
 
 std::function<void()> Memcg::inside(std::function<void()> body) const {
+  return [this, body = std::move(body)] {
+    if (!directory_.writeFile("cgroup.procs", "0")) _exit(1);
+    body();
+  };
+}
+
+std::optional<std::string> whyNoUnified() {
+  if (geteuid() != 0) return "needs root";
+  if (unifiedMount().empty()) return "needs a cgroup v2 hierarchy";
+  return std::nullopt;
+}
+
+UnifiedGroup::UnifiedGroup() : path_(unifiedMount() + '/' + groupName()) {
+  REQUIRE(mkdir(path_.c_str(), 0755) == 0);
+  auto directory = Directory::open(path_);
+  REQUIRE(directory);
+  directory_ = std::move(*directory);
+}
+
+UnifiedGroup::~UnifiedGroup() {
+  if (!removed_) CHECK(remove());
+}
+
+bool UnifiedGroup::remove() {
+  removed_ = removeGroup(directory_, path_);
+  return removed_;
+}
+
+bool UnifiedGroup::populated() const {
+  auto events = directory_.readFile("cgroup.events");
+  REQUIRE(events);
+  return events->find("populated 1") != std::string::npos;
+}
+
+std::function<void()> UnifiedGroup::inside(std::function<void()> body) const {
   return [this, body = std::move(body)] {
     if (!directory_.writeFile("cgroup.procs", "0")) _exit(1);
     body();

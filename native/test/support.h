@@ -99,7 +99,39 @@ class Memcg {
   bool removed_ = false;
 };
 
+/** Why tests on a real cgroup v2 hierarchy cannot run; nothing when they can. */
+std::optional<std::string> whyNoUnified();
+
+/** A cgroup v2 of this test's own; killed empty and removed at the end. */
+class UnifiedGroup {
+ public:
+  UnifiedGroup();
+  ~UnifiedGroup();
+  UnifiedGroup(const UnifiedGroup&) = delete;
+  UnifiedGroup& operator=(const UnifiedGroup&) = delete;
+
+  const Directory& directory() const { return directory_; }
+  bool populated() const;
+  /** A child that steps in before it runs `body`. */
+  std::function<void()> inside(std::function<void()> body) const;
+  bool remove();
+
+ private:
+  std::string path_;
+  Directory directory_;
+  bool removed_ = false;
+};
+
 }  // namespace reprieve::test
+
+/** Skips the rest of a test case, with the reason, where no cgroup v2 is mounted. */
+#define NEEDS_CGROUP2()                                       \
+  do {                                                        \
+    if (const auto reason = reprieve::test::whyNoUnified()) { \
+      MESSAGE("skipped: " << *reason);                        \
+      return;                                                 \
+    }                                                         \
+  } while (false)
 
 /** Skips the rest of a test case, with the reason, where there is no cgroup v1; an error if REPRIEVE_REQUIRE has
  * `host`. */
