@@ -46,7 +46,6 @@ export class ArmedMemcg {
       this.#entry = hierarchy.parks ? hierarchy.ledger.armed(memcg, this.original) : null;
       undo.push(() => this.#entry?.clear());
       if (hierarchy.parks) hierarchy.guard.arm(memcg, this.original, deadlines);
-      else hierarchy.guard.tend(memcg, deadlines);
       undo.push(() => hierarchy.guard.disarm(memcg));
       memcg.setKillDisabled(true);
     } catch (error) {
