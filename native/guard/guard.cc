@@ -86,7 +86,7 @@ int Guard::run() {
   for (;;) {
     std::array<epoll_event, 64> events;
     int timeout = static_cast<int>((running_ > 0 ? kLookEvery : kQuiet) / kMillisecond);
-    if (slots_.empty()) timeout = -1;
+    if (slots_.empty() && tended_.empty()) timeout = -1;
     if (handlerDied_) timeout = 0;
     const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout);
     wakeUps_++;
@@ -100,11 +100,12 @@ int Guard::run() {
     // Heard even if it is dead: it may have said goodbye, or who is to die.
     const Turn turn = hear();
     if (turn == Turn::kBye) return 0;
-    if (turn == Turn::kLeave) return takeOver(Reason::kLeft, nullptr);
-    if (turn == Turn::kDied) return takeOver(Reason::kDied, nullptr);
+    if (turn == Turn::kLeave) return takeOver(Reason::kLeft, {});
+    if (turn == Turn::kDied) return takeOver(Reason::kDied, {});
     lookAround();
+    lookAtTended();
     lookBelow();
-    if (cause_ != nullptr) return takeOver(reason_, cause_);
+    if (cause_.id != 0) return takeOver(reason_, cause_);
   }
 }
 
@@ -131,9 +132,11 @@ Guard::Turn Guard::hear() {
 
 void Guard::obey(const Message& message) {
   if (message.type == MessageType::kArm) return arm(message);
+  if (message.type == MessageType::kTend) return tend(message);
   if (message.type == MessageType::kHeartbeat) {
     return port_.reply({ReplyType::kAlive, message.seq, wakeUps_, 0, 0});
   }
+  if (TendedScope* scope = tended_.find(message.inode)) return obeyTended(*scope, message.type);
   // Not known: it has vanished, and the handler will find that out.
   Slot* slot = slots_.find(message.inode);
   if (slot == nullptr) return;
@@ -179,6 +182,19 @@ void Guard::arm(const Message& message) {
   const int error = errno;
   drop(*slot);
   refuse(Failure::kRegister, message.inode, error);
+}
+
+void Guard::tend(const Message& message) {
+  // Two of one number could not be told apart by the messages that follow.
+  if (slots_.find(message.inode) != nullptr) return refuse(Failure::kBadMessage, message.inode, EEXIST);
+  if (!tended_.set(message)) refuse(Failure::kTooMany, message.inode, ENOSPC);
+}
+
+void Guard::obeyTended(TendedScope& scope, MessageType type) {
+  if (type == MessageType::kDisarm) return tended_.drop(scope);
+  if (type == MessageType::kResolved) scope.condition = {};
+  const bool parked = type == MessageType::kParked;
+  if (type == MessageType::kOpened || parked) scope.condition = {true, parked, time_};
 }
 
 void Guard::plan(const Message& message) {
@@ -241,7 +257,7 @@ void Guard::lookAround() {
     beatAt_ = time_;
   }
   slots_.forEach([this](Slot& slot) {
-    if (slot.clock.running && cause_ == nullptr) examine(slot);
+    if (slot.clock.running && cause_.id == 0) examine(slot);
   });
 }
 
@@ -262,7 +278,7 @@ void Guard::examine(Slot& slot) {
   if (clock.calm >= kCalmLooks && !slot.condition.open && !holdsFrozen(instance_.get())) return stopClock(slot);
   const bool silent = isSilent(slot, look);
   if (!silent && !isOverdue(slot, look)) return;
-  cause_ = &slot;
+  cause_ = {slot.inode, slot.pathText()};
   reason_ = silent ? Reason::kSilent : Reason::kOverdue;
 }
 
@@ -286,6 +302,22 @@ bool Guard::isOverdue(const Slot& slot, const Look& look) const {
   return open && time_ - since > within && holdsFrozen(instance_.get());
 }
 
+bool Guard::isUnheardFor(uint32_t respondMs) const {
+  return time_ - beatAt_ > (uint64_t{respondMs} + settings_.silenceMs) * kMillisecond;
+}
+
+/** Where nobody parks only who was frozen waits for the handler. */
+void Guard::lookAtTended() {
+  if (cause_.id != 0) return;
+  const TendedScope* overdue = tended_.findDue([this](const TendedScope& scope) {
+    const auto& [open, parked, since] = scope.condition;
+    return open && !parked && time_ - since > (uint64_t{scope.handleMs} + settings_.silenceMs) * kMillisecond;
+  });
+  if (overdue == nullptr || !holdsFrozen(instance_.get())) return;
+  cause_ = {overdue->id, overdue->pathText()};
+  reason_ = Reason::kOverdue;
+}
+
 /** One above it that is armed is looked below of, and so it is seen to. */
 bool Guard::isCoveredBelow(const Slot& slot) {
   for (const uint64_t inode : slot.above) {
@@ -300,7 +332,7 @@ bool Guard::isCoveredBelow(const Slot& slot) {
  * neither, and nobody is signalled when it runs out of memory. Nor does one thaw what it had frozen.
  */
 void Guard::lookBelow() {
-  if (cause_ != nullptr || time_ - lookedBelowAt_ < kQuiet) return;
+  if (cause_.id != 0 || time_ - lookedBelowAt_ < kQuiet) return;
   lookedBelowAt_ = time_;
   if (const uint32_t beats = words_.beats(); beats != beats_) {
     beats_ = beats;
@@ -314,19 +346,23 @@ void Guard::lookBelow() {
   const State::Options options{.dryRun = true};
   const Restorer restorer(state, options);
   slots_.forEach([&](Slot& slot) {
-    const uint64_t within = (uint64_t{slot.respondMs} + settings_.silenceMs) * kMillisecond;
-    if (cause_ != nullptr || time_ - beatAt_ <= within) return;
+    if (cause_.id != 0 || !isUnheardFor(slot.respondMs)) return;
     const bool mayInherit = !slot.original && !isCoveredBelow(slot);
     if (!frozen && (!mayInherit || !restorer.waitsBelow(slot.directory.get()))) return;
-    cause_ = &slot;
+    cause_ = {slot.inode, slot.pathText()};
     reason_ = Reason::kSilent;
   });
+  if (!frozen || cause_.id != 0) return;
+  const TendedScope* due = tended_.findDue([this](const TendedScope& scope) { return isUnheardFor(scope.respondMs); });
+  if (due == nullptr) return;
+  cause_ = {due->id, due->pathText()};
+  reason_ = Reason::kSilent;
 }
 
-int Guard::takeOver(Reason reason, const Slot* cause) {
+int Guard::takeOver(Reason reason, const Cause& cause) {
   goFirst();
   Takeover takeover({settings_, slots_, words_, port_, account_, handler_.get(), handlerPid_, instance_.get(),
-                     base_.get(), atReady_});
+                     base_.get(), atReady_, !tended_.empty()});
   return takeover.run(reason, cause);
 }
 

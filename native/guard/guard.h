@@ -11,6 +11,7 @@
 #include "protocol.h"
 #include "slots.h"
 #include "takeover.h"
+#include "tended.h"
 #include "words.h"
 
 namespace reprieve::guard {
@@ -40,6 +41,8 @@ class Guard {
   Turn hear();
   void obey(const Message& message);
   void arm(const Message& message);
+  void tend(const Message& message);
+  void obeyTended(TendedScope& scope, MessageType type);
   void plan(const Message& message);
   void refuse(Failure failure, uint64_t inode, int error);
   bool follow(int fd, uint64_t token);
@@ -52,10 +55,12 @@ class Guard {
   void lookAround();
   void examine(Slot& slot);
   void lookBelow();
+  void lookAtTended();
+  bool isUnheardFor(uint32_t respondMs) const;
   bool isSilent(Slot& slot, const Look& look);
   bool isOverdue(const Slot& slot, const Look& look) const;
   bool isCoveredBelow(const Slot& slot);
-  int takeOver(Reason reason, const Slot* cause);
+  int takeOver(Reason reason, const Cause& cause);
 
   const Settings settings_;
   Port port_;
@@ -68,6 +73,7 @@ class Guard {
   bool handlerDied_ = false;
   Fd epoll_;
   Slots slots_;
+  Tended tended_;
   uint32_t wakeUps_ = 0;
   ThreadUsage atReady_{};
 
@@ -79,8 +85,8 @@ class Guard {
   unsigned running_ = 0;
   uint32_t beats_ = 0;
   uint64_t beatAt_ = 0;
-  /** The memcg for which the handler was found silent or overdue. */
-  const Slot* cause_ = nullptr;
+  /** For which the handler was found silent or overdue; nowhere as long as it was not. */
+  Cause cause_;
   Reason reason_ = Reason::kDied;
 };
 

@@ -401,7 +401,7 @@ int openProcess(pid_t pid) {
   return open(path.text(), O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
-int readStartTime(int process, uint64_t& out) {
+int readLineage(int process, Lineage& out) {
   std::array<char, 1024> buffer;
   std::string_view text;
   if (const int number = readBelow(process, "stat", buffer, text); number != 0) return number;
@@ -409,14 +409,39 @@ int readStartTime(int process, uint64_t& out) {
   const size_t end = text.rfind(')');
   if (end == std::string_view::npos) return EINVAL;
   text.remove_prefix(end + 1);
-  // The state, field 3, follows the next blank; the start is field 22.
+  const auto read = [&text](auto& number) {
+    const auto [last, problem] = std::from_chars(text.data(), text.data() + text.size(), number);
+    return problem == std::errc() && last != text.data();
+  };
+  // The state, field 3, follows the next blank.
   for (int field = 3; field <= 22; field++) {
     const size_t blank = text.find(' ');
     if (blank == std::string_view::npos) return EINVAL;
     text.remove_prefix(blank + 1);
+    if ((field == 4 && !read(out.parent)) || (field == 6 && !read(out.session))) return EINVAL;
   }
-  const auto [last, problem] = std::from_chars(text.data(), text.data() + text.size(), out);
-  return problem == std::errc() && last != text.data() ? 0 : EINVAL;
+  return read(out.started) ? 0 : EINVAL;
+}
+
+int forEachProcess(VisitProcess visit, void* context) {
+  const Fd root(open("/proc", kDirectoryFlags));
+  if (!root) return errno;
+  Listing listing;
+  listing.start(root.get());
+  for (const char* name = listing.next(); name != nullptr; name = listing.next()) {
+    const std::string_view text(name);
+    pid_t pid = 0;
+    const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), pid);
+    if (problem == std::errc() && end == text.data() + text.size() && !visit(context, pid)) break;
+  }
+  return listing.error();
+}
+
+int readStartTime(int process, uint64_t& out) {
+  Lineage lineage{};
+  const int number = readLineage(process, lineage);
+  out = lineage.started;
+  return number;
 }
 
 int readScoreAdj(int process, int& out) {

@@ -75,7 +75,18 @@ bool isListed(int directory, pid_t pid);
 
 /** /proc/PID, held: whoever gets the number later is not meant by what is opened below it. -1 and errno. */
 int openProcess(pid_t pid);
-/** Start of a process in clock ticks since boot (field 22 of stat), of what openProcess() gave. 0 or an errno. */
+/** Where a process comes from (fields 4, 6 and 22 of proc_pid_stat(5)). */
+struct Lineage {
+  pid_t parent;
+  pid_t session;
+  /** In clock ticks since boot. */
+  uint64_t started;
+};
+/** Of what openProcess() gave. 0 or an errno. */
+int readLineage(int process, Lineage& out);
+/** All processes of /proc. 0 or an errno. */
+int forEachProcess(VisitProcess visit, void* context);
+/** Start of a process in clock ticks since boot, of what openProcess() gave. 0 or an errno. */
 int readStartTime(int process, uint64_t& out);
 /** oom_score_adj of what openProcess() gave. 0 or an errno. */
 int readScoreAdj(int process, int& out);

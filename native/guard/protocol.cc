@@ -33,15 +33,20 @@ std::string_view textOf(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-bool parseArm(std::span<const std::byte> bytes, size_t descriptors, Message& out) {
-  const uint32_t original = readAt<uint32_t>(bytes, 32);
+bool parseScope(std::span<const std::byte> bytes, Message& out) {
   const auto path = bytes.subspan(kHeaderBytes);
-  if (descriptors != 1 || original > 1 || path.size() > kMostPathBytes) return false;
+  if (path.size() > kMostPathBytes) return false;
   out.respondMs = readAt<uint32_t>(bytes, 24);
   out.handleMs = readAt<uint32_t>(bytes, 28);
-  out.original = original == 1;
   out.path = textOf(path);
   return true;
+}
+
+bool parseArm(std::span<const std::byte> bytes, size_t descriptors, Message& out) {
+  const uint32_t original = readAt<uint32_t>(bytes, 32);
+  if (descriptors != 1 || original > 1) return false;
+  out.original = original == 1;
+  return parseScope(bytes, out);
 }
 
 bool parsePlan(std::span<const std::byte> bytes, size_t descriptors, Message& out) {
@@ -81,6 +86,8 @@ bool parseMessage(std::span<const std::byte> bytes, size_t descriptors, Message&
       return parseArm(bytes, descriptors, out);
     case MessageType::kPlan:
       return parsePlan(bytes, descriptors, out);
+    case MessageType::kTend:
+      return descriptors == 0 && out.inode != 0 && parseScope(bytes, out);
     case MessageType::kOpened:
     case MessageType::kResolved:
     case MessageType::kHeartbeat:

@@ -35,6 +35,8 @@ enum class MessageType : uint16_t {
   kParked = 8,
   /** Like kBye, but not everything was put back: that is left to the guard. */
   kLeave = 9,
+  /** Like kArm where nobody parks: no memcg comes with it, and `inode` is a number of the handler's own, not 0. */
+  kTend = 10,
 };
 
 /** A job that may be killed, as it is announced; its descriptor comes beside the message. */

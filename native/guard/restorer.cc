@@ -287,8 +287,8 @@ bool Restorer::putBackHere(size_t slot, const Held& held, const Group& group, in
   if (!own && !load(group.slots[chosen], target)) return false;
   const FileRecord& wanted = own ? record : target.record;
   uint64_t usage = 0;
-  if (name == "memory.max") {
-    // Below what is in use the kernel would kill at once.
+  if ((name == "memory.max" || name == "memory.high") && group.was[chosen] < current) {
+    // v2 takes a limit below what is in use, and then kills at once, or throttles.
     if (const int number = readUsage(directory, name, usage); number != 0) return given(number, "no usage: ");
     if (usage > group.was[chosen]) return later(record, "more than that is in use");
   }

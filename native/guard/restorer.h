@@ -90,6 +90,10 @@ class Restorer {
   bool restoreScore(const ScoreRecord& record);
   bool restoreBornSince(const FileRecord& home);
   static bool restoreBorn(void* context, pid_t pid);
+  bool giveBack(pid_t pid, int process, int inherited, int was);
+  static bool descendsFrom(const ScoreRecord& record, Lineage lineage);
+  bool restoreBornHomeless();
+  static bool restoreBornHomeless(void* context, pid_t pid);
   bool isRecordedScore(pid_t pid, uint64_t started) const;
 
   void undoMade(State::Part part);

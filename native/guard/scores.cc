@@ -24,6 +24,11 @@ struct Raised {
   std::array<int16_t, 2 * kScoreMax + 1> was;
 };
 
+struct Homeless {
+  Restorer* restorer;
+  bool failed;
+};
+
 /** Processes that were given their value in the first of two rounds: what they hold now is not to be looked at again.
  */
 std::array<pid_t, 4096> given;
@@ -87,18 +92,87 @@ bool Restorer::restoreBorn(void* context, pid_t pid) {
   // One tick of tolerance: both are rounded down.
   if (since == kNever || readStartTime(process.get(), started) != 0 || started + 1 < since) return true;
   if (self.isRecordedScore(pid, started) || isGiven(pid)) return true;
-  const int number = self.options_.dryRun ? 0 : writeScoreAdj(process.get(), was);
-  if (number == ESRCH || isGone(number)) return true;
-  if (number != 0) {
-    raised.failed = true;
-    return true;
-  }
-  if (givenCount < given.size()) given[givenCount++] = pid;
-  self.counts_.restored++;
-  Line line;
-  line.add(self.verb()).add(": oom_score_adj of process ").addSigned(pid).add(": ").addSigned(was);
-  self.say(line.add(", for the ").addSigned(score).add(" that it inherited"));
+  if (!self.giveBack(pid, process.get(), score, was)) raised.failed = true;
   return true;
+}
+
+/** False if it was refused. */
+bool Restorer::giveBack(pid_t pid, int process, int inherited, int was) {
+  const int number = options_.dryRun ? 0 : writeScoreAdj(process, was);
+  if (number != 0) return number == ESRCH || isGone(number);
+  if (givenCount < given.size()) given[givenCount++] = pid;
+  counts_.restored++;
+  Line line;
+  line.add(verb()).add(": oom_score_adj of process ").addSigned(pid).add(": ").addSigned(was);
+  say(line.add(", for the ").addSigned(inherited).add(" that it inherited"));
+  return true;
+}
+
+/**
+ * Whether a process can be seen to come from the recorded one: that one is still there and above it, or leads its
+ * session, whose number nobody else can have as long as the session lives. What has done neither is left alone, as some
+ * stranger may have the same value.
+ */
+bool Restorer::descendsFrom(const ScoreRecord& record, Lineage lineage) {
+  const auto startOf = [](pid_t pid, Lineage& out) {
+    const Fd process(openProcess(pid));
+    return process && readLineage(process.get(), out) == 0;
+  };
+  Lineage above{};
+  if (lineage.session == record.pid && (!startOf(record.pid, above) || above.started == record.started)) return true;
+  for (size_t level = 0; level < kMaxDepth && lineage.parent > 1; level++) {
+    // A parent is older than its child, or its number has gone to another one meanwhile.
+    if (!startOf(lineage.parent, above) || above.started > lineage.started) return false;
+    if (lineage.parent == record.pid) return above.started == record.started;
+    lineage = above;
+  }
+  return false;
+}
+
+/** One that was born of a process that was raised without a home: as it may be anywhere, its descent has to be seen. */
+bool Restorer::restoreBornHomeless(void* context, pid_t pid) {
+  auto& homeless = *static_cast<Homeless*>(context);
+  Restorer& self = *homeless.restorer;
+  const Fd process(openProcess(pid));
+  int score = 0;
+  Lineage lineage{};
+  if (!process || readScoreAdj(process.get(), score) != 0 || readLineage(process.get(), lineage) != 0) return true;
+  int was = kScoreMax + 1;
+  forEachScore(self.state_.scores_.get(), [&](size_t, const ScoreRecord& record) {
+    // One tick of tolerance: both are rounded down.
+    if (record.home != 0 || record.wrote != score || record.was == score || lineage.started + 1 < record.raisedAt) {
+      return true;
+    }
+    if (descendsFrom(record, lineage)) was = std::min(was, record.was);
+    return true;
+  });
+  if (was > kScoreMax || self.isRecordedScore(pid, lineage.started) || isGiven(pid)) return true;
+  if (!self.giveBack(pid, process.get(), score, was)) homeless.failed = true;
+  return true;
+}
+
+bool Restorer::restoreBornHomeless() {
+  bool any = false;
+  forEachScore(state_.scores_.get(), [&](size_t, const ScoreRecord& record) {
+    any = record.home == 0 && record.was != record.wrote;
+    return !any;
+  });
+  if (!any) return true;
+  Homeless homeless{this, false};
+  givenCount = 0;
+  int number = 0;
+  // Twice, as with those that have a home.
+  for (int i = 0; i < (options_.dryRun ? 1 : 2) && number == 0; i++) {
+    number = forEachProcess(restoreBornHomeless, &homeless);
+  }
+  if (number == 0 && !homeless.failed) return true;
+  counts_.pending++;
+  Line line;
+  line.add("pending: ")
+      .add(number == 0 ? "a process that inherited oom_score_adj refuses" : "/proc cannot be listed: ");
+  if (number != 0) addError(line, number);
+  say(line);
+  return false;
 }
 
 bool Restorer::restoreBornSince(const FileRecord& home) {
@@ -148,6 +222,7 @@ void Restorer::restoreScores() {
   for (size_t slot = 0; slot < lines_; slot++) {
     if (load(slot, held) && held.record.kind == Kind::kHome) whole = restoreBornSince(held.record) && whole;
   }
+  whole = restoreBornHomeless() && whole;
   // As long as one is open all stay: what is to be put back on a home's children is known from all of its records.
   if (!whole || options_.dryRun) return;
   forEachScore(state_.scores_.get(), [this](size_t slot, const ScoreRecord&) {

@@ -71,11 +71,13 @@ bool State::limitRaised(uint64_t inode) const {
   bool found = false;
   forEachFile(files_.get(), [&](const FileRecord& record) {
     uint64_t was = 0;
+    uint64_t wrote = 0;
     uint64_t usage = 0;
     Fd directory;
     int number = 0;
     if (record.kind != Kind::kFile || (inode != 0 && record.inode != inode)) return true;
-    if (!parseValue(record.name, record.was, was)) return true;
+    if (!parseValue(record.name, record.was, was) || !parseValue(record.name, record.wrote, wrote)) return true;
+    if (wrote <= was) return true;
     found = openGroup(record, directory, number) == Found::kHere &&
             readUsage(directory.get(), record.name, usage) == 0 && usage > was;
     return !found;

@@ -76,10 +76,9 @@ bool holdsFrozen(int instance) {
   return state.open(instance) == 0 && state.frozen();
 }
 
-int Takeover::run(Reason reason, const Slot* cause) {
+int Takeover::run(Reason reason, const Cause& cause) {
   begun_ = clockUs();
-  scene_.account.begin(scene_.settings.instance, scene_.handlerPid, reason,
-                       cause != nullptr ? cause->pathText() : std::string_view());
+  scene_.account.begin(scene_.settings.instance, scene_.handlerPid, reason, cause.path);
   revoke(reason, cause);
   const int failed = state_.open(scene_.instance);
   hasState_ = failed == 0;
@@ -100,7 +99,7 @@ int Takeover::run(Reason reason, const Slot* cause) {
 }
 
 /** From here on the handler does nothing any more. */
-void Takeover::revoke(Reason reason, const Slot* cause) {
+void Takeover::revoke(Reason reason, const Cause& cause) {
   scene_.words.revoke();
   const bool gone = handlerGone(0);
   const bool fails = reason == Reason::kSilent || reason == Reason::kOverdue;
@@ -108,7 +107,7 @@ void Takeover::revoke(Reason reason, const Slot* cause) {
   // Who left may do so at the exit of its process.
   ends_ = kills || !fails;
   const int failed = kills ? sendSignal(scene_.handler, SIGKILL) : 0;
-  scene_.port.reply({ReplyType::kActing, 0, static_cast<uint32_t>(reason), cause != nullptr ? cause->inode : 0, 0});
+  scene_.port.reply({ReplyType::kActing, 0, static_cast<uint32_t>(reason), cause.id, 0});
 
   Line line;
   line.add("handler ").add(static_cast<uint64_t>(scene_.handlerPid)).add(whyActing(reason));
@@ -345,9 +344,12 @@ void Takeover::awaitWaiters(uint64_t mostUs) {
 
 /** What has to wait until the kernel has killed whom it was to kill. */
 void Takeover::putBackRest() {
-  constexpr int kSettleMs = 200;
+  constexpr uint64_t kSettle = 200 * kMillisecond;
   ownerLives_ = !handlerGone(ends_ ? kLongestSettling : 0);
-  pending_ = putBack(State::kAll, kSettleMs).pending;
+  // v2's limits have to wait until less is in use, for as long as there would be for killing somebody.
+  const uint64_t until = scene_.tends ? begun_ + scene_.settings.withinMs * kMillisecond : 0;
+  const uint64_t settle = std::max(kSettle, until - std::min(until, clockUs()));
+  pending_ = putBack(State::kAll, static_cast<int>(settle / kMillisecond)).pending;
 }
 
 /** Nobody there can be killed, and to let the kernel try would hang a processor: it is said, and looked at again. */

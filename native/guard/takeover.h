@@ -28,6 +28,12 @@ struct Settings {
   const char* instance;
 };
 
+/** Where it began: a memcg by its inode, or a tended scope by its number; 0 where it was nowhere. */
+struct Cause {
+  uint64_t id = 0;
+  std::string_view path;
+};
+
 /** What a takeover works on; all of it stays the guard's. */
 struct Scene {
   const Settings& settings;
@@ -41,6 +47,8 @@ struct Scene {
   int base;
   /** The guard's when it was ready: no page fault has come since, or its memory was not locked. */
   const ThreadUsage& atReady;
+  /** There are scopes where nobody parks. */
+  bool tends;
 };
 
 /** Whether jobs stand frozen that this instance froze. */
@@ -55,10 +63,10 @@ class Takeover {
   explicit Takeover(const Scene& scene) : scene_(scene) {}
 
   /** The exit code. */
-  int run(Reason reason, const Slot* cause);
+  int run(Reason reason, const Cause& cause);
 
  private:
-  void revoke(Reason reason, const Slot* cause);
+  void revoke(Reason reason, const Cause& cause);
   bool handlerGone(uint64_t waitUs) const;
 
   void climb();

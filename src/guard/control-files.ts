@@ -77,7 +77,10 @@ export class ControlFiles {
     }
   }
 
-  /** @throws ReprieveError ERR_REPRIEVE_REVOKED, or the system's error, such as EBUSY of a limit below what is used */
+  /**
+   * @throws ReprieveError ERR_REPRIEVE_REVOKED, or the system's error, such as EBUSY of a limit below what is used: v1 refuses
+   * it, and for v2, which would kill at once or throttle, it is refused here
+   */
   putBack(hierarchy: keyof Mounts, path: string, name: string): PutBack {
     const key = keyOf(hierarchy, path, name);
     const changed = this.#changed.get(key);
@@ -87,6 +90,7 @@ export class ControlFiles {
       const now = changed.directory.readFile(name).trim();
       // A freezer says FREEZING until all have stopped.
       const ours = now === changed.wrote || (now === 'FREEZING' && changed.wrote === 'FROZEN');
+      if (ours && hierarchy === 'unified') refuseBelowUsage(changed);
       this.#epoch.permit();
       if (ours) changed.directory.writeFile(name, changed.was);
       else if (now !== changed.was) became = 'theirs';
@@ -132,12 +136,28 @@ export class ControlFiles {
         // such as a limit below what is used
       }
     };
-    const limits = () => [...this.#changed.values()].filter(({ hierarchy }) => hierarchy === 'memory');
+    const limits = () => [...this.#changed.values()].filter(isLimit);
     // v1's limit of memory may not be above the one of memory and swap: last raised, first put back.
     for (const changed of limits().reverse()) attempt(changed);
     if (guarded && limits().length > 0) return;
     for (const changed of [...this.#changed.values()]) attempt(changed);
   }
+}
+
+function isLimit({ hierarchy, name }: Changed): boolean {
+  return hierarchy === 'memory' || (hierarchy === 'unified' && name.startsWith('memory.'));
+}
+
+function refuseBelowUsage({ directory, path, name, was, wrote }: Changed): void {
+  if (name !== 'memory.max' && name !== 'memory.high') return;
+  const usage = Number(directory.readFile('memory.current'));
+  if (amountOf(was) >= amountOf(wrote) || usage <= amountOf(was)) return;
+  const message = `${name} of ${path} cannot go back to ${was} as long as ${usage} bytes are in use`;
+  throw Object.assign(new Error(message), { code: 'EBUSY' });
+}
+
+function amountOf(text: string): number {
+  return text === 'max' ? Number.POSITIVE_INFINITY : Number(text);
 }
 
 /** The cgroup was removed. */

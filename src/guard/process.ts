@@ -8,7 +8,7 @@ import { identityOf, type LiveJob, type TreeJob } from '../snapshot/jobs.js';
 import type { Job } from '../snapshot/snapshot.js';
 import { type Bound, boundOf } from './bound.js';
 import type { SharedEpoch } from './epoch.js';
-import type { Guard, GuardedDeadlines } from './guard.js';
+import type { Guard, GuardedDeadlines, GuardedScope } from './guard.js';
 import type { Instance } from './instance.js';
 import { DEFAULT_GUARD, type GuardOptions } from './options.js';
 import {
@@ -64,7 +64,9 @@ const REASONS = ['', 'it died', 'it was silent for too long', 'a condition was o
 type PlannedJob = Exclude<LiveJob, TreeJob>;
 
 interface Guarded {
-  memcg: Memcg;
+  scope: GuardedScope;
+  /** Null where nobody parks: then there is nothing but what was changed. */
+  memcg: Memcg | null;
   original: boolean;
   deadlines: GuardedDeadlines;
   /** The job that was killed last comes first, whatever the plan says. */
@@ -238,14 +240,22 @@ export class GuardProcess implements Guard {
   // --- What it is told ---
 
   arm(memcg: Memcg, original: boolean, deadlines: GuardedDeadlines): void {
-    const nothing = { killed: null, plan: [], told: new Map(), open: false, parked: false, missed: false };
-    const guarded: Guarded = { memcg, original, deadlines, ...nothing };
-    this.#guarded.set(memcg.inode, guarded);
-    this.#tellArmed(guarded);
+    this.#guard(memcg, memcg, original, deadlines);
   }
 
-  disarm(memcg: Memcg): void {
-    if (this.#guarded.delete(memcg.inode)) this.#send('disarm', memcg, {}, [], SEND_MS);
+  tend(scope: GuardedScope, deadlines: GuardedDeadlines): void {
+    this.#guard(scope, null, false, deadlines);
+  }
+
+  #guard(scope: GuardedScope, memcg: Memcg | null, original: boolean, deadlines: GuardedDeadlines): void {
+    const nothing = { killed: null, plan: [], told: new Map(), open: false, parked: false, missed: false };
+    const guarded: Guarded = { scope, memcg, original, deadlines, ...nothing };
+    this.#guarded.set(scope.inode, guarded);
+    this.#tellGuarded(guarded);
+  }
+
+  disarm(scope: GuardedScope): void {
+    if (this.#guarded.delete(scope.inode)) this.#send('disarm', scope, {}, [], SEND_MS);
   }
 
   plan(memcg: Memcg, all: readonly LiveJob[]): void {
@@ -274,46 +284,48 @@ export class GuardProcess implements Guard {
     this.#tellPlan(guarded);
   }
 
-  opened(memcg: Memcg): void {
-    this.#note(memcg, { open: true, parked: false });
+  opened(scope: GuardedScope): void {
+    this.#note(scope, { open: true, parked: false });
   }
 
-  parked(memcg: Memcg): void {
-    this.#note(memcg, { open: true, parked: true });
+  parked(scope: GuardedScope): void {
+    this.#note(scope, { open: true, parked: true });
   }
 
-  resolved(memcg: Memcg): void {
-    const guarded = this.#guarded.get(memcg.inode);
+  resolved(scope: GuardedScope): void {
+    const guarded = this.#guarded.get(scope.inode);
     const wasKilled = guarded !== undefined && guarded.killed !== null;
     if (wasKilled) guarded.killed = null;
-    this.#note(memcg, { open: false, parked: false });
+    this.#note(scope, { open: false, parked: false });
     // What runs there again is a job like others.
     if (wasKilled) this.#tellPlan(guarded);
   }
 
-  #note(memcg: Memcg, state: Pick<Guarded, 'open' | 'parked'>): void {
-    const guarded = this.#guarded.get(memcg.inode);
+  #note(scope: GuardedScope, state: Pick<Guarded, 'open' | 'parked'>): void {
+    const guarded = this.#guarded.get(scope.inode);
     if (guarded !== undefined) this.#tellState(Object.assign(guarded, state));
   }
 
   #tellState(guarded: Guarded): void {
-    const { memcg, open, parked } = guarded;
-    if (!this.#send(parked ? 'parked' : open ? 'opened' : 'resolved', memcg)) guarded.missed = true;
+    const { scope, open, parked } = guarded;
+    if (!this.#send(parked ? 'parked' : open ? 'opened' : 'resolved', scope)) guarded.missed = true;
   }
 
   #tellAll(guarded: Guarded): void {
-    this.#tellArmed(guarded);
+    this.#tellGuarded(guarded);
     this.#tellPlan(guarded, SEND_MS);
     if (guarded.open) this.#tellState(guarded);
   }
 
-  #tellArmed({ memcg, original, deadlines }: Guarded): void {
+  #tellGuarded({ scope, memcg, original, deadlines }: Guarded): void {
     const fields = { original, respondMs: deadlines.respondWithin, handleMs: deadlines.handleWithin };
-    this.#send('arm', memcg, fields, [directoryOf(memcg)], SEND_MS, encodePath(memcg.path));
+    const descriptors = memcg === null ? [] : [directoryOf(memcg)];
+    this.#send(memcg === null ? 'tend' : 'arm', scope, fields, descriptors, SEND_MS, encodePath(scope.path));
   }
 
   #tellPlan(guarded: Guarded, patience = 0): void {
     const { memcg, killed, plan } = guarded;
+    if (memcg === null) return; // who dies there is not the guard's to say
     const others = plan.filter((job) => killed === null || identityOf(job) !== identityOf(killed));
     // One that is gone needs no guard, and has no descriptor any more.
     const jobs = [...(killed === null ? [] : [killed]), ...others].filter(isHeld).slice(0, MOST_PLANNED);
@@ -376,14 +388,14 @@ export class GuardProcess implements Guard {
    */
   #send(
     type: Parameters<typeof encodeMessage>[0]['type'],
-    memcg?: Memcg,
+    scope?: GuardedScope,
     fields: Partial<Parameters<typeof encodeMessage>[0]> = {},
     descriptors: readonly (Directory | Pidfd)[] = [],
     patience = 0,
     tail?: Uint8Array,
   ): boolean {
     if (this.#channel === null) return true;
-    const message = encodeMessage({ type, seq: ++this.#seq, inode: memcg?.inode ?? 0, ...fields }, tail);
+    const message = encodeMessage({ type, seq: ++this.#seq, inode: scope?.inode ?? 0, ...fields }, tail);
     for (let waited = 0; ; waited++) {
       try {
         this.#channel.send(message, descriptors);
@@ -510,6 +522,6 @@ function failureOf({ code, errno, inode }: Reply): ReprieveError {
   const what = FAILURES[code] ?? `failure ${code}`;
   return new ReprieveError(
     'ERR_REPRIEVE_GUARD',
-    `The guard cannot guard the memcg with inode ${inode}: ${what}${errno > 0 ? ` (${getSystemErrorName(-errno)})` : ''}`,
+    `The guard cannot guard the scope with inode ${inode}: ${what}${errno > 0 ? ` (${getSystemErrorName(-errno)})` : ''}`,
   );
 }

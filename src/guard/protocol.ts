@@ -22,6 +22,7 @@ const TYPES = {
   bye: 7,
   parked: 8,
   leave: 9,
+  tend: 10,
 } as const;
 const REPLIES = { 101: 'ready', 102: 'alive', 103: 'failed', 104: 'acting' } as const;
 
