@@ -57,7 +57,7 @@ export async function runMachine(boot, options, { stdout, stderr, signal }) {
 }
 
 function qemuWords({ kernel, initrd }, { memory, cpus, swap, psi, cgroup, systemd }) {
-  const append = ['console=ttyS0', 'quiet', 'panic=-1', `psi=${psi ? 1 : 0}`, 'swapaccount=1'];
+  const append = ['console=ttyS0', 'quiet', 'tsc=reliable', 'panic=-1', `psi=${psi ? 1 : 0}`, 'swapaccount=1'];
   append.push('panic_print=32'); // also what was too unimportant for the console before
   if (cgroup === 'none') append.push('cgroup_disable=memory');
   if (systemd) append.push(`systemd.unified_cgroup_hierarchy=${cgroup === 'v1' ? 0 : 1}`, 'TERM=dumb');
