@@ -85,6 +85,10 @@ relay err >&4
 exec 3>&- 4>&-
 
 if [ "$cgroup" = systemd ]; then
+  # What the host starts by itself stays out, also where it is asked for as a dependency of every service.
+  rm -rf /root/etc/systemd/system/*.wants /root/lib/systemd/system/*.wants /root/lib/systemd/system-generators
+  : >/root/etc/fstab
+  rm -f /root/.dockerenv # the host may be a container, the guest is none
   mkdir -p /root/run/systemd/system
   cp /units/* /root/run/systemd/system
   exec switch_root /root /lib/systemd/systemd --unit=reprieve-vm.target
