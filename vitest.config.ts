@@ -17,6 +17,16 @@ export default defineConfig({
           hookTimeout: 60_000,
         },
       },
+      {
+        test: {
+          ...shared,
+          name: 'vm',
+          include: ['test/vm/**/*.test.ts'],
+          // Emulated processors: a machine at a time, and each in its own time.
+          fileParallelism: false,
+          testTimeout: 180_000,
+        },
+      },
       { test: { ...shared, name: 'chaos', include: ['test/chaos/**/*.test.ts'], fileParallelism: false } },
     ],
   },

@@ -6,6 +6,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { whatIsMissing } from './vm/boot.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const scratch = mkdtempSync(join(tmpdir(), 'reprieve-run-'));
@@ -106,6 +107,7 @@ const tiers = {
   unit: { skip: null, run: () => vitest('unit') },
   native: { skip: noNative, run: native },
   host: { skip: noHost, run: () => vitest('host') },
+  vm: { skip: whatIsMissing({ systemd: true }), run: () => vitest('vm') },
   chaos: { skip: noHost ?? noCompiler, run: () => vitest('chaos') },
 };
 

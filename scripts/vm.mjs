@@ -18,7 +18,7 @@ const USAGE = `Usage: node scripts/vm.mjs [options] -- COMMAND ARGUMENT…
   --kernel IMAGE      another kernel than the newest that is installed
   --env NAME=VALUE    for the command; may be given several times
   --timeout SECONDS   after which the machine is killed (600)
-  --check             only tell what is missing to run virtual machines
+  --check             only tell what is missing here, if anything is
   --help              print this
 
 Exit code: the command's; 124 after the timeout; 125 if there was no machine, or it ended before the command did.`;
@@ -81,7 +81,7 @@ function wholeNumber(text, option, most) {
 }
 
 function oneOf(word, option, words) {
-  if (!words.includes(word)) throw expected(option, words.join(' or '), word);
+  if (!words.includes(word)) throw expected(option, words.join(', ').replace(/, (?!.*,)/, ' or '), word);
   return word;
 }
 
@@ -105,7 +105,7 @@ async function main() {
     process.stdout.write(`${USAGE}\n`);
     return 0;
   }
-  const missing = whatIsMissing();
+  const missing = whatIsMissing(options);
   if (missing !== null) throw new Error(missing);
   if (options.check) return 0;
 

@@ -32,17 +32,18 @@ const BUSYBOX = '/bin/busybox';
 const here = fileURLToPath(new URL('.', import.meta.url));
 
 /** Debian's packages for what is missing here, as a sentence; null if virtual machines can be run. */
-export function whatIsMissing() {
+export function whatIsMissing({ systemd }) {
+  if (process.arch !== 'x64') return 'virtual machines are run on x86-64 only';
   const program = (name) => (process.env.PATH ?? '').split(':').some((folder) => existsSync(join(folder, name)));
   const needs = {
     'qemu-system-x86': program('qemu-system-x86_64'),
     'busybox-static': existsSync(BUSYBOX),
     cpio: program('cpio'),
     'linux-image-amd64': installedKernels().length > 0,
+    systemd: !systemd || existsSync('/lib/systemd/systemd'),
   };
-  if (process.arch !== 'x64') return 'virtual machines are run on x86-64 only';
   const missing = Object.keys(needs).filter((name) => !needs[name]);
-  return missing.length === 0 ? null : `there is no ${missing.join(', ')} (Debian packages of these names)`;
+  return missing.length === 0 ? null : `not installed (Debian): ${missing.join(', ')}`;
 }
 
 /** Kernels that have their modules here, the newest first. */

@@ -34,7 +34,11 @@ while IFS= read -r line && [ "$line" != "$end" ]; do printf '%s\n' "$line"; done
 
 for name in proc sys; do mount --move "/$name" "/root/$name"; done
 mount --bind /dev /root/dev # and here, where the shell wants its /dev/null
-mkdir -p /root/dev/shm /root/dev/pts
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
+mkdir -p /dev/shm /dev/pts
 mount -t tmpfs -o mode=1777 shm /root/dev/shm
 mount -t devpts -o ptmxmode=666 pts /root/dev/pts
 case $checkout in /tmp/* | /run/*) mount --bind "/root$checkout" /checkout ;; esac
