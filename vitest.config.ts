@@ -24,7 +24,7 @@ export default defineConfig({
           include: ['test/vm/**/*.test.ts'],
           // Emulated processors: a machine at a time, and each in its own time.
           fileParallelism: false,
-          testTimeout: 180_000,
+          testTimeout: 300_000,
         },
       },
       { test: { ...shared, name: 'chaos', include: ['test/chaos/**/*.test.ts'], fileParallelism: false } },

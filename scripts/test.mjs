@@ -80,7 +80,7 @@ function traces() {
     if (name !== 'records') found.push(`file /run/reprieve/${name}`);
   }
   for (const name of readdirSync(tmpdir()))
-    if (/^reprieve-(test|demo)-/.test(name)) found.push(`file ${join(tmpdir(), name)}`);
+    if (/^reprieve-(test|demo|vm)-/.test(name)) found.push(`file ${join(tmpdir(), name)}`);
   return found;
 }
 

@@ -32,14 +32,14 @@ const BUSYBOX = '/bin/busybox';
 const here = fileURLToPath(new URL('.', import.meta.url));
 
 /** Debian's packages for what is missing here, as a sentence; null if virtual machines can be run. */
-export function whatIsMissing({ systemd }) {
+export function whatIsMissing({ systemd, kernel }) {
   if (process.arch !== 'x64') return 'virtual machines are run on x86-64 only';
   const program = (name) => (process.env.PATH ?? '').split(':').some((folder) => existsSync(join(folder, name)));
   const needs = {
     'qemu-system-x86': program('qemu-system-x86_64'),
     'busybox-static': existsSync(BUSYBOX),
     cpio: program('cpio'),
-    'linux-image-amd64': installedKernels().length > 0,
+    'linux-image-amd64': kernel !== undefined || installedKernels().length > 0,
     systemd: !systemd || existsSync('/lib/systemd/systemd'),
   };
   const missing = Object.keys(needs).filter((name) => !needs[name]);
@@ -48,7 +48,7 @@ export function whatIsMissing({ systemd }) {
 
 /** Kernels that have their modules here, the newest first. */
 function installedKernels() {
-  return readdirSync('/boot')
+  return (existsSync('/boot') ? readdirSync('/boot') : [])
     .filter((name) => name.startsWith('vmlinuz-'))
     .map((name) => name.slice('vmlinuz-'.length))
     .filter((version) => existsSync(`/lib/modules/${version}/modules.dep`))
