@@ -6,22 +6,24 @@ interface Point {
   atUs: number;
 }
 
-/** How quickly each job's memory grows: from what is noted of it, over the last half second to second and a half. */
+interface Course {
+  base: Point;
+  /** The base of what is noted later. */
+  middle: Point;
+  last: Point;
+}
+
+/** How quickly each job's memory grows: from what is noted of it, over the last half second, or a second and a half at most. */
 export class Growth {
-  #jobs = new Map<string, { base: Point; last: Point }>();
+  #jobs = new Map<string, Course>();
 
   /** What all jobs hold now, in bytes by identity; who is not named is forgotten. */
   note(held: ReadonlyMap<string, number>, atUs: number): void {
-    const jobs = new Map<string, { base: Point; last: Point }>();
+    const jobs = new Map<string, Course>();
     for (const [identity, bytes] of held) {
-      const point = { bytes, atUs };
-      const known = this.#jobs.get(identity);
-      if (known === undefined) jobs.set(identity, { base: point, last: point });
-      else
-        jobs.set(identity, {
-          base: known.last.atUs - known.base.atUs < SPAN_US ? known.base : known.last,
-          last: point,
-        });
+      const last = { bytes, atUs };
+      const { base, middle } = this.#jobs.get(identity) ?? { base: last, middle: last };
+      jobs.set(identity, atUs - middle.atUs < SPAN_US ? { base, middle, last } : { base: middle, middle: last, last });
     }
     this.#jobs = jobs;
   }
@@ -29,7 +31,7 @@ export class Growth {
   /** Bytes per second; 0 for one that is new, negative for one that gives memory back. */
   of(identity: string): number {
     const { base, last } = this.#jobs.get(identity) ?? {};
-    if (base === undefined || last === undefined || last.atUs === base.atUs) return 0;
+    if (base === undefined || last === undefined || last.atUs - base.atUs < SPAN_US) return 0;
     return ((last.bytes - base.bytes) / (last.atUs - base.atUs)) * 1e6;
   }
 }

@@ -187,7 +187,8 @@ export function matchProcess({ is, uid, session }: Rule, facts: ProcessFacts): s
   if (is.exe !== undefined && (facts.exe === null || !is.exe(facts.exe))) return null;
   if (is.comm !== undefined && !is.comm(facts.comm)) return null;
   if (is.cgroup !== undefined) {
-    const path = facts.cgroups.find(is.cgroup);
+    const { cgroup } = is;
+    const path = facts.cgroups.find((one) => cgroup(one));
     if (path === undefined) return null;
     values.push(`cgroup:${path}`);
   }

@@ -59,8 +59,9 @@ export class ProcessTree {
     return sum;
   }
 
-  /** Processes in which what was written to a member may have been inherited: the members, and what is born of them. */
+  /** Processes in which what was written to a member may have been inherited, now: the members, and what is born of them. */
   kin(): number[] {
+    this.#scan();
     return [...this.#members.keys(), ...this.#begotten.keys()];
   }
 
