@@ -46,6 +46,7 @@ export class ArmedMemcg {
       this.#entry = hierarchy.parks ? hierarchy.ledger.armed(memcg, this.original) : null;
       undo.push(() => this.#entry?.clear());
       if (hierarchy.parks) hierarchy.guard.arm(memcg, this.original, deadlines);
+      else hierarchy.guard.tend(memcg, deadlines);
       undo.push(() => hierarchy.guard.disarm(memcg));
       memcg.setKillDisabled(true);
     } catch (error) {
