@@ -155,7 +155,7 @@ describeHost('jobs of processes', () => {
     const { jobs, scores } = machine(host, [{ match: { comm: 'rt-fork' }, priority: 0 }]);
     await host.until(() => jobOf(jobs, bomb.pid) !== undefined, 'the job');
     const job = jobOf(jobs, bomb.pid) as TreeJob;
-    const preference = new KernelPreference(scores);
+    const preference = new KernelPreference(scores, null);
     // As if there were another job to prefer it to; of this machine's others none is touched.
     const other = { ...job, id: 'other' };
     const both = { live: () => [job, other], nurseryOf: () => ({ tree: job.tree }) } as never;
