@@ -69,16 +69,21 @@ describeVm('a virtual machine', () => {
     expect(existsSync('/etc/reprieve-test-vm')).toBe(false);
   });
 
-  test('with cgroup v1: doctor finds what it needs, and the demo plays', async () => {
+  test('with cgroup v1: doctor finds what it needs, and the demo kills the right job', async () => {
     const { code, stdout } = await inVm(
       ['--cgroup', 'v1'],
-      'ls /sys/fs/cgroup; node dist/cli/main.js doctor; node dist/cli/main.js demo',
+      // What the demo ends with also depends on how much the others get done in a given time: emulated, that may be nothing.
+      'ls /sys/fs/cgroup; node dist/cli/main.js doctor; node dist/cli/main.js demo || true',
     );
     expect(stdout).toMatch(/^freezer\nmemory\npids\nLinux/);
     expect(stdout).toMatch(/^ok +cgroup v1 memory +\/sys\/fs\/cgroup\/memory$/m);
     expect(stdout).toMatch(/^ok +PSI triggers +any window$/m);
     expect(stdout).toMatch(/^ok +CAP_SYS_RESOURCE +held$/m);
-    expect(stdout).toMatch(/The leak is gone, and the others went on\.\n$/);
+    expect(stdout).toMatch(/ ran out of memory .*: cleared\.$/m);
+    expect(stdout).toMatch(/ policy +batch is dead: /);
+    for (const job of ['web', 'database']) {
+      expect(stdout).toMatch(new RegExp(`^  ${job}: alive, .* 0 wrong results$`, 'm'));
+    }
     expect(code).toBe(0);
   });
 
