@@ -186,7 +186,12 @@ describe('mounts', () => {
 
 describe('options of the ladder', () => {
   test('defaults; the kernel is always the last rung', () => {
-    expect(parseLadder({})).toEqual({ ...DEFAULT_DEADLINES, policy: null, fallback: [lowestPriority, 'kernel'] });
+    expect(parseLadder({})).toEqual({
+      ...DEFAULT_DEADLINES,
+      policy: null,
+      hold: null,
+      fallback: [lowestPriority, 'kernel'],
+    });
     expect(parseLadder({ fallback: [] }).fallback).toEqual(['kernel']);
     expect(parseLadder({ fallback: [lowestPriority] }).fallback).toEqual([lowestPriority, 'kernel']);
     expect(parseLadder({ fallback: ['kernel'] }).fallback).toEqual(['kernel']);
