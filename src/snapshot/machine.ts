@@ -24,6 +24,9 @@ export interface MachineSetup {
   warn: (message: string) => unknown;
 }
 
+/** What was found counts for so long, in microseconds. */
+const FRESH_US = 200_000;
+
 interface KnownMemcg {
   job: MemcgJob;
   scoreAdj: number | null;
@@ -40,6 +43,8 @@ export class MachineJobs implements JobGroup {
   readonly #subtree: Subtree | null;
   readonly #forest: Forest;
   readonly #growth = new Growth();
+  #lookedUs = 0;
+  #stale = true;
   #memcgs = new Map<number, KnownMemcg>();
   /** Memcgs that hold processes themselves, and are no job: the root, and those above a memcg that a rule names. */
   #open: Memcg[] = [];
@@ -56,8 +61,11 @@ export class MachineJobs implements JobGroup {
       root === null
         ? null
         : new Subtree(hierarchy, root, {
-            created: () => {}, // each look goes through all
-            removed: (memcg) => void this.#memcgs.delete(memcg.inode),
+            created: () => this.#outdate(),
+            removed: (memcg) => {
+              this.#memcgs.delete(memcg.inode);
+              this.#outdate();
+            },
             changed: ({ path }, { kind, name }) => {
               if (kind === 'attributes') this.#resolveAt(name === '' ? path : `${path === '/' ? '' : path}/${name}`);
             },
@@ -71,7 +79,12 @@ export class MachineJobs implements JobGroup {
     }
   }
 
+  #outdate(): void {
+    this.#stale = true;
+  }
+
   refresh(): void {
+    this.#outdate();
     if (this.#subtree?.complete === false) this.#subtree.rescan();
     this.sample(new Set());
   }
@@ -80,9 +93,15 @@ export class MachineJobs implements JobGroup {
     if (kind === 'overflow') this.refresh();
   }
 
+  /** Looks for what is new, unless that was done a moment ago: who comes and goes matters less than the time it takes. */
   live(): LiveJob[] {
-    this.#lookAtMemcgs();
-    this.#forest.scan();
+    const now = this.#setup.hierarchy.clock.nowUs();
+    if (this.#stale || now - this.#lookedUs > FRESH_US) {
+      this.#stale = false;
+      this.#lookedUs = now;
+      this.#lookAtMemcgs();
+      this.#forest.scan();
+    }
     return this.#all();
   }
 

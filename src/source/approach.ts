@@ -4,8 +4,8 @@ import type { Clock } from '../clock.js';
 /** Longest and shortest pause between two looks, in milliseconds. */
 const LONGEST_MS = 500;
 const SHORTEST_MS = 1;
-/** Two looks closer than this say nothing of the rate, in seconds. */
-const LEAST_S = 0.0005;
+/** Two looks closer than this say little of the rate, in seconds. */
+const LEAST_S = 0.004;
 /** Of what was seen, this much counts at the next look: memory is often taken in bursts. */
 const KEPT = 0.7;
 
@@ -33,12 +33,12 @@ export class Approach implements Listener {
     this.#options = options;
     this.#before = options.left();
     this.#beforeUs = clock.nowUs();
-    this.#wait();
+    this.#wait(this.#before);
   }
 
-  #wait(): number {
+  #wait(left: number): number {
     // Half of the way is gone at the next look, should it be taken at twice the rate.
-    const pause = this.#before / 4 / Math.max(this.#rate, this.#options.fastest / 2);
+    const pause = left / 4 / Math.max(this.#rate, this.#options.fastest / 2);
     const pauseMs = Math.min(LONGEST_MS, Math.max(SHORTEST_MS, pause * 1000));
     this.#cancel = this.#clock.after(pauseMs, () => this.look());
     return pauseMs;
@@ -54,7 +54,7 @@ export class Approach implements Listener {
     const left = this.#options.left();
     const now = this.#clock.nowUs();
     const seconds = (now - this.#beforeUs) / 1e6;
-    if (seconds < LEAST_S) return this.#before;
+    if (seconds < LEAST_S) return left;
     const taken = this.#before - left;
     if (taken < 0) this.#rate = 0;
     else if (Number.isFinite(taken)) this.#rate = Math.max(taken / seconds, this.#rate * KEPT);
@@ -68,7 +68,7 @@ export class Approach implements Listener {
     if (this.#closed) return;
     this.#cancel();
     const left = this.#sample();
-    const pauseMs = this.#wait();
+    const pauseMs = this.#wait(left);
     this.#options.looked(left, this.#rate, pauseMs);
   }
 

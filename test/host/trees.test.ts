@@ -143,6 +143,7 @@ describeHost('jobs of processes', () => {
     const job = jobOf(jobs, first.pid) as TreeJob;
     first.child.kill('SIGKILL');
     await first.gone;
+    jobs.refresh();
     expect(jobs.sample(new Set()).some(({ id }) => id === job.id)).toBe(false);
     expect(jobs.find(job.id)).toBeUndefined();
     expect(await kill(host, hierarchy, job)).toEqual([]); // nobody is signalled, whoever has the number
