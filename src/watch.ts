@@ -38,6 +38,11 @@ const AFTER_WINDOW_MS = 20;
 const MOST_LIKELY = 4;
 const MOST_KEPT = 64;
 
+/** On a machine there are always small jobs that are protected, such as process 1: only what the kernel may choose counts. */
+const RIVAL = 64 * 2 ** 20;
+/** With less than this part of its memory in use a machine is calm: then it is looked at all its jobs every so many ticks. */
+const CALM = 0.75;
+const CALM_TICKS = 5;
 /** A job of the machine that takes more than this is held while an answer is awaited, in bytes a second. */
 const GROWS = 4 * 2 ** 20;
 
@@ -95,13 +100,14 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   #state: WatchState = 'watching';
   /** Tasks waited when it ended: the kernel is to choose. */
   #released = false;
+  #ticks = 0;
   #closing: Promise<void> | null = null;
 
   /** Arms everything, or nothing. @throws ReprieveError */
   constructor(setup: WatchSetup) {
     this.#setup = setup;
     const { hierarchy, scope, above, rules } = setup;
-    this.preference = new KernelPreference(setup.scores, setup.groups);
+    this.preference = new KernelPreference(setup.scores, setup.groups, setup.machine === null ? 0 : RIVAL);
     this.#subtree = new Subtree(hierarchy, scope, {
       created: (memcg) => this.#created(memcg),
       removed: (memcg) => this.#forget(memcg),
@@ -293,14 +299,21 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     return this.member(this.#setup.scope.inode);
   }
 
+  /** True for a machine with much memory left, whose many jobs need not be gone through each second. */
+  get isResting(): boolean {
+    const { machine, scope } = this.#setup;
+    return machine !== null && this.#ticks % CALM_TICKS !== 0 && scope.usage() < CALM * scope.limit();
+  }
+
   /** Once a second: looks for what is new since, such as processes, or another limit. */
   tick(): void {
     if (this.#state !== 'watching') return;
+    this.#ticks++;
     try {
       if (!this.#subtree.complete) this.#retry();
       this.#armBelow();
       this.#listenNear();
-      this.#prepare();
+      if (!this.isResting) this.#prepare();
     } catch (error) {
       if (isRevoked(error)) return;
       if (isVanished(error)) this.scopeIsThere();

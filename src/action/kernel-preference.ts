@@ -19,10 +19,16 @@ export class KernelPreference {
   readonly #scores: ScoreRegister;
   readonly #groups: OomGroups | null;
 
-  /** @param groups null where the kernel knows no jobs that die whole */
-  constructor(scores: ScoreRegister, groups: OomGroups | null) {
+  readonly #rival: number;
+
+  /**
+   * @param groups null where the kernel knows no jobs that die whole
+   * @param rival what a job holds, in bytes, that the kernel might prefer: without such a one nothing is prepared
+   */
+  constructor(scores: ScoreRegister, groups: OomGroups | null, rival = 0) {
     this.#scores = scores;
     this.#groups = groups;
+    this.#rival = rival;
   }
 
   /**
@@ -33,7 +39,9 @@ export class KernelPreference {
     const live = liveJobs(groups);
     const tier = firstTier(sampled);
     const wanted = new Map<number, Wanted>();
-    const first = tier.length < live.size ? tier : [];
+    const inTier = new Set(tier.map(identityOf));
+    const hasRival = sampled.some((job) => !inTier.has(identityOf(job)) && job.anon >= this.#rival);
+    const first = hasRival ? tier : [];
     for (const job of first) want(wanted, live.get(identityOf(job)), FIRST_TO_DIE);
     this.#scores.apply(this, wanted);
     this.#groups?.apply(this, memcgsOf(first));

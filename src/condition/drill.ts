@@ -153,8 +153,8 @@ export class Drills {
     this.#warmUps = WARM_UPS;
     // A collection where memory is short, and nobody can step out, may be the end of us.
     if (![...watches].some(({ path }) => isUnableIn(path))) ground.heap.tend();
-    for (const { path, self } of watches) {
-      if (ground.drill && self !== undefined && !isUnableIn(path)) void this.#bySignal(self);
+    for (const { path, self, isResting } of watches) {
+      if (ground.drill && self !== undefined && !isUnableIn(path) && !isResting) void this.#bySignal(self);
     }
     this.#keepLikely();
   }
