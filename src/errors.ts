@@ -1,13 +1,14 @@
 /** Every error code of reprieve and what it means. The error page of the docs is made from this table. */
 export const ERROR_CODES = {
-  ERR_REPRIEVE_ALREADY_WATCHED: 'The memcg is watched already by a handler, of this process or another.',
+  ERR_REPRIEVE_ALREADY_WATCHED: 'The scope is watched already by a handler, of this process or another.',
   ERR_REPRIEVE_CLOSED: 'The handler, the watch or the native object was closed before.',
   ERR_REPRIEVE_CONDITION_CLOSED: 'The condition has ended; nothing can be done on it any more.',
   ERR_REPRIEVE_GUARD: 'The guard could not be started, does not answer, or cannot guard a memcg.',
   ERR_REPRIEVE_INSIDE_SCOPE:
     'The handler itself is inside the memcg that it should watch, with no way out of it, and no guard outside.',
   ERR_REPRIEVE_INVALID_ARGUMENT: 'An argument or an option has a wrong type or is out of its range.',
-  ERR_REPRIEVE_INVALID_SCOPE: 'The scope is not "memcg:/path", escapes the hierarchy, or names the root memcg.',
+  ERR_REPRIEVE_INVALID_SCOPE:
+    'The scope is neither "memcg:/path" nor "system", escapes the hierarchy, or names the root memcg.',
   ERR_REPRIEVE_MAX_VICTIMS: 'The condition has cost as many jobs as `maxVictims` allows.',
   ERR_REPRIEVE_NATIVE_MISSING: 'The native addon is not there or does not load.',
   ERR_REPRIEVE_NOT_A_MEMCG: 'There is no memory cgroup at that path.',

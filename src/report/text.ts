@@ -3,7 +3,7 @@ import type { Outcome, Report } from './report.js';
 
 const OUTCOMES: Record<Outcome, string> = {
   cleared: 'cleared',
-  kernel: "handed to the kernel's own killer",
+  kernel: "the kernel's own killer chose",
   vanished: 'the memcg was removed',
   released: 'released: the watch was closed',
   revoked: 'the guard took over',
@@ -16,7 +16,8 @@ export function renderReport(report: Report): string {
   const full = snapshot
     ? ` (${formatBytes(snapshot.usage)} of ${formatBytes(snapshot.limit ?? Number.POSITIVE_INFINITY)})`
     : '';
-  const lines = [`${report.owner} ran out of memory${full} at ${report.openedAt}: ${OUTCOMES[report.outcome]}.`, ''];
+  const who = report.owner === 'system' ? 'The machine' : report.owner;
+  const lines = [`${who} ran out of memory${full} at ${report.openedAt}: ${OUTCOMES[report.outcome]}.`, ''];
   for (const { atUs, rung, text } of report.steps) {
     lines.push(`  ${`+${formatMicros(atUs)}`.padStart(10)}  ${rung.padEnd(10)}  ${text}`);
   }
