@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { onTestFailed } from 'vitest';
-import type { Host } from './memcg.js';
+import type { Scene } from './scene.js';
 
 const dist = fileURLToPath(new URL('../../dist/index.js', import.meta.url));
 
@@ -20,19 +20,20 @@ export interface HandlerProcess {
 /**
  * Starts one that watches, and resolves when it does. `body` runs after `handler` is open and before it watches; it may
  * set `policy` and `options` (of the watch).
- * @param inside the memcg below the scope in which it is started
+ * @param inside the name of the jobs among which it is started
  */
 export async function startHandler(
-  host: Host,
+  scene: Scene,
   open: object,
   body = '',
-  scope = host.scope,
+  scope = scene.scope,
   inside?: string,
 ): Promise<HandlerProcess> {
   const text = `
     import { writeFileSync } from 'node:fs';
     import { lowestPriority, OomHandler } from ${JSON.stringify(dist)};
-    ${inside === undefined ? '' : `writeFileSync(${JSON.stringify(host.file(inside, 'cgroup.procs'))}, '0');`}
+    for (const cgroup of ${JSON.stringify(inside === undefined ? [] : scene.cgroupsOf(inside))})
+      writeFileSync(cgroup + '/cgroup.procs', '0');
     const say = (...words) => console.log(words.join(' '));
     const handler = await OomHandler.open(${JSON.stringify({ reserve: 0, ...open })});
     for (const name of ['alarm', 'warning', 'revoked']) handler.on(name, (message) => say(name, message));
@@ -48,7 +49,7 @@ export async function startHandler(
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   // One that hangs, at a raised priority, would take a processor from every test after it.
-  host.onClear(() => child.kill('SIGKILL'));
+  scene.onClear(() => child.kill('SIGKILL'));
   const lines: string[] = [];
   onTestFailed(() => console.log(`handler ${child.pid} said last:\n${lines.slice(-8).join('\n')}`));
   const gone = once(child, 'exit');
