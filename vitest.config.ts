@@ -25,6 +25,13 @@ export default defineConfig({
           // Emulated processors: a machine at a time, and each in its own time.
           fileParallelism: false,
           testTimeout: 300_000,
+          name: 'behaviour',
+          include: ['test/behaviour/**/*.test.ts'],
+          // One scope at a time, which may be the whole machine; and a small one has no time to load all of it again.
+          fileParallelism: false,
+          isolate: false,
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
         },
       },
       { test: { ...shared, name: 'chaos', include: ['test/chaos/**/*.test.ts'], fileParallelism: false } },

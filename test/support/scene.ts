@@ -48,6 +48,11 @@ export abstract class Scene {
   /** Removes what the scene has made beside processes and files, when these are gone. */
   protected abstract sweep(): unknown;
 
+  /** What was started, in that order. */
+  get jobs(): readonly Job[] {
+    return this.#jobs;
+  }
+
   scoreAdj(pid: number): number {
     return Number(readFileSync(`/proc/${pid}/oom_score_adj`, 'utf8'));
   }

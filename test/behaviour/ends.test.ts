@@ -1,0 +1,147 @@
+// What comes to an end while it is needed: the handler, the watch, the scope.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { expect } from 'vitest';
+import { lowestPriority, type Policy } from '../../src/index.js';
+import type { Job } from '../support/scene.js';
+import { MiB } from '../support/scene.js';
+import { behaviour } from './behaviour.js';
+import type { Environment } from './environment.js';
+
+const never: Policy = () => new Promise(() => {});
+/** The policy of a handler in a process of its own: it says that it was asked, and does not answer. */
+const ASKED = "policy = () => { say('asked'); return new Promise(() => {}); };";
+const jobs = { web: { priority: 90 }, batch: { priority: 10 } };
+const slow = { respondWithin: 5_000, clearWithin: 2_000, handleWithin: 10_000, jobs };
+const service = { web: 'work --set 20MiB', batch: 'leak --every 0' };
+
+async function goesOn(env: Environment, job: Job): Promise<void> {
+  const before = job.stat('iterations');
+  await env.until(() => job.stat('iterations') > before + 1, 'the service goes on');
+}
+
+behaviour(
+  'handler-killed',
+  'a handler that is killed in a condition costs the right job only; everything is put back, and nobody hangs',
+  {},
+  async (env) => {
+    const { web, batch } = await env.stage(64 * MiB, service);
+    const isBack = env.remember();
+    const handler = await env.startHandler(slow, ASKED);
+    batch.go();
+    await env.until(() => handler.lines.includes('asked'), 'its policy is asked');
+    handler.child.kill('SIGKILL');
+    await Promise.all([handler.gone, batch.gone]);
+    await isBack(handler);
+    expect(env.kernelKills()).toBe(0); // the guard's, and not the kernel's
+    expect(await env.record()).toMatch(/reason died.*kills .*batch/s);
+    await goesOn(env, web);
+    expect(web.stat('errors') - web.stat('refused')).toBe(0);
+  },
+);
+
+behaviour(
+  'handler-stopped',
+  'a handler that is stopped in a condition is taken over from, and does nothing more when it goes on',
+  {},
+  async (env) => {
+    const { web, batch } = await env.stage(64 * MiB, service);
+    const isBack = env.remember();
+    const handler = await env.startHandler({ ...slow, respondWithin: 500, handleWithin: 1_000 }, ASKED);
+    batch.go();
+    await env.until(() => handler.lines.includes('asked'), 'its policy is asked');
+    handler.child.kill('SIGSTOP');
+    await batch.gone;
+    expect(await env.record()).toMatch(/reason silent.*kills .*batch/s);
+    await goesOn(env, web);
+    handler.child.kill('SIGCONT');
+    await env.until(() => handler.lines.some((line) => line.startsWith('revoked')), 'it is told');
+    await sleep(200);
+    expect(handler.lines.filter((line) => line.startsWith('report'))).toEqual(['report revoked']);
+    await isBack(handler);
+    await goesOn(env, web);
+  },
+);
+
+behaviour(
+  'closed-in-condition',
+  'a watch that is closed in a condition leaves it to the kernel, which finds the right job; nobody hangs',
+  {},
+  async (env) => {
+    const { web, batch } = await env.stage(64 * MiB, { web: 'hold --bytes 36MiB', batch: 'leak --every 0' });
+    const isBack = env.remember();
+    let asked = false;
+    const { watch } = await env.watch({
+      policy: (snapshot, context) => {
+        asked = true;
+        return never(snapshot, context);
+      },
+      ...slow,
+    });
+    batch.go();
+    await env.until(() => asked, 'the condition is open');
+    await watch.close();
+    expect((await env.report()).outcome).toBe('released');
+    expect(watch.state).toBe('closed');
+    await batch.gone;
+    expect(env.kernelKills()).toBe(1);
+    expect(web.alive()).toBe(true);
+    await isBack();
+  },
+);
+
+behaviour('scope-removed', 'a scope that is removed ends its watch, and the handler goes on', {}, async (env) => {
+  await env.bound(64 * MiB);
+  const scope = env.boundBelow('child', 32 * MiB);
+  const handler = await env.handler();
+  const vanished = new Promise((resolve) => handler.once('vanished', resolve));
+  const watch = await handler.watch(scope, env.options({ policy: lowestPriority }));
+  await env.removeBelow('child');
+  expect(await vanished).toBe(scope);
+  expect(watch.state).toBe('vanished');
+  env.boundBelow('child', 32 * MiB); // another one of the same name
+  env.make('child/batch');
+  const batch = await env.start('child/batch', 'leak --every 0', { gate: true });
+  await handler.watch(scope, env.options({ policy: lowestPriority }));
+  batch.go();
+  expect((await env.report()).victims).toHaveLength(1);
+});
+
+behaviour('two-at-once', 'two conditions at once, in two scopes, are handled at once', {}, async (env) => {
+  await env.bound(128 * MiB);
+  const scopes = ['one', 'two'].map((name) => env.boundBelow(name, 48 * MiB));
+  const leaks: Job[] = [];
+  for (const name of ['one', 'two']) {
+    env.make(`${name}/batch`);
+    leaks.push(await env.start(`${name}/batch`, 'leak --every 0', { gate: true }));
+  }
+  const handler = await env.handler();
+  let open = 0;
+  let most = 0;
+  const overlapping: Policy = async (snapshot) => {
+    most = Math.max(most, ++open);
+    await sleep(300);
+    open--;
+    return lowestPriority(snapshot);
+  };
+  const options = env.options({ policy: overlapping, respondWithin: 5_000 });
+  for (const scope of scopes) await handler.watch(scope, options);
+  for (const leak of leaks) leak.go();
+  await env.report(2);
+  expect(most).toBe(2);
+  expect(env.acted.map(({ owner, outcome }) => [owner, outcome]).toSorted()).toEqual([
+    [`${env.owner}/one`, 'cleared'],
+    [`${env.owner}/two`, 'cleared'],
+  ]);
+  await Promise.all(leaks.map((leak) => leak.gone));
+});
+
+behaviour('close', 'what a watch has changed is put back when its handler is closed', {}, async (env) => {
+  const { web, batch } = await env.stage(64 * MiB, service);
+  env.setScoreAdj(batch.pid, 100);
+  const isBack = env.remember();
+  const { handler, watch } = await env.watch({ policy: lowestPriority, jobs });
+  expect([env.scoreAdj(batch.pid), env.scoreAdj(web.pid)]).toEqual([1000, 0]); // prepared for the kernel's own choice
+  await handler.close();
+  expect(watch.state).toBe('closed');
+  await isBack();
+});

@@ -1,0 +1,68 @@
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { findMemoryV1, findV1, readCgroupMounts } from '../../src/cgroup/mounts.js';
+import { Environment } from './environment.js';
+
+/** A memcg of cgroup v1: its tasks are parked by the kernel. */
+export class MemcgV1 extends Environment {
+  protected override readonly point = findMemoryV1(readCgroupMounts())?.point ?? '';
+  readonly #freezer = findV1(readCgroupMounts(), 'freezer')?.point ?? '';
+  override readonly holds = true;
+  protected override readonly own = {};
+
+  override get scope(): string {
+    return `memcg:${this.path}`;
+  }
+
+  override get owner(): string {
+    return this.path;
+  }
+
+  override bound(bytes: number): void {
+    this.make();
+    this.write('', 'memory.limit_in_bytes', bytes);
+  }
+
+  override boundBelow(below: string, bytes: number): string {
+    this.make(below);
+    this.write(below, 'memory.limit_in_bytes', bytes);
+    return `${this.scope}/${below}`;
+  }
+
+  override widen(bytes: number): void {
+    this.write('', 'memory.limit_in_bytes', Number(this.read('', 'memory.limit_in_bytes')) + bytes);
+  }
+
+  override cgroupsOf(below: string): string[] {
+    return [this.file(below, '')];
+  }
+
+  override nameOf(below: string): string {
+    return below;
+  }
+
+  override kernelKills(): number {
+    return this.below().reduce((sum, below) => sum + this.field(below, 'memory.oom_control', 'oom_kill'), 0);
+  }
+
+  override frozen(): string[] {
+    return this.below().filter((below) => {
+      const file = `${this.#freezer}${this.path}${below}/freezer.state`;
+      return existsSync(file) && readFileSync(file, 'utf8').trim() !== 'THAWED';
+    });
+  }
+
+  protected override settings(): Record<string, string> {
+    const files = ['memory.oom_control', 'memory.limit_in_bytes', 'memory.memsw.limit_in_bytes'];
+    const read = (below: string, name: string) => {
+      const text = this.readIfThere(below, name).trim();
+      return name === 'memory.oom_control' ? (/oom_kill_disable \d/.exec(text)?.[0] ?? '') : text;
+    };
+    return Object.fromEntries(
+      this.below().flatMap((below) => files.map((name) => [`${name} of ${below}`, read(below, name)])),
+    );
+  }
+
+  protected override release(directory: string): void {
+    writeFileSync(`${directory}/memory.oom_control`, '0');
+  }
+}

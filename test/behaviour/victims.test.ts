@@ -1,0 +1,206 @@
+// Who dies, and how.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { expect } from 'vitest';
+import { lowestPriority, type Policy } from '../../src/index.js';
+import { type Job, MiB } from '../support/scene.js';
+import { behaviour } from './behaviour.js';
+
+const LEAK = 'leak --every 0';
+const priorities = { 'web*': { priority: 90 }, 'batch*': { priority: 10 } };
+
+behaviour('one-waiter', 'the only job that leaks dies by our SIGKILL, and not by the kernel', {}, async (env) => {
+  const { batch } = await env.stage(48 * MiB, { batch: LEAK });
+  await env.watch({ policy: lowestPriority });
+  batch.go();
+  const report = await env.report();
+  await batch.gone;
+  expect(batch.child.signalCode).toBe('SIGKILL');
+  expect(env.kernelKills()).toBe(0);
+  expect(report).toMatchObject({ owner: env.owner, outcome: 'cleared', snapshot: { above: false } });
+  expect(env.victims(report)).toEqual(['batch']);
+  expect(report.victims[0]?.pids).toEqual([batch.pid]);
+  expect(report.victims[0]?.freed).toBeGreaterThan(36 * MiB);
+});
+
+behaviour(
+  'many-waiters',
+  'eight services stand still and go on undamaged; the job that leaks dies',
+  {},
+  async (env) => {
+    const names = Array.from({ length: 8 }, (_, index) => `web-${index}`);
+    const services = Object.fromEntries(names.map((name) => [name, 'work --set 6MiB --scratch 1MiB']));
+    const staged: Record<string, Job> = await env.stage(128 * MiB, { ...services, batch: `${LEAK} --processes 4` });
+    await env.watch({ policy: lowestPriority, jobs: priorities });
+    staged.batch?.go();
+    const report = await env.report();
+    await staged.batch?.gone;
+    expect(env.victims(report)).toEqual(['batch']);
+    const jobs = names.map((name) => staged[name] as Job);
+    const before = jobs.map((job) => job.stat('iterations'));
+    const goOn = () => jobs.every((job, index) => job.stat('iterations') > (before[index] ?? 0) + 3);
+    await env.until(goOn, 'every service goes on');
+    for (const job of jobs) expect(job.stat('errors') - job.stat('refused')).toBe(0);
+  },
+);
+
+behaviour('priority', 'a small job of low priority dies, and a large important one lives', {}, async (env) => {
+  const jobs = { web: 'hold --bytes 40MiB', batch: 'hold --bytes 32MiB', grower: `${LEAK} --cap 48MiB` };
+  const { web, batch, grower } = await env.stage(104 * MiB, jobs);
+  await env.watch({ policy: lowestPriority, jobs: { ...priorities, grower: { priority: 50 } } });
+  grower.go();
+  const report = await env.report();
+  expect(env.victims(report)).toEqual(['batch']);
+  expect([batch.alive(), web.alive(), grower.alive()]).toEqual([false, true, true]);
+  await env.until(() => grower.stat('bytes') === 48 * MiB, 'who needed the memory has it');
+});
+
+behaviour(
+  'reservation',
+  'a job above its reservation dies before a larger and less important one within its own',
+  {},
+  async (env) => {
+    const jobs = { within: 'hold --bytes 44MiB', over: 'hold --bytes 32MiB', grower: `${LEAK} --cap 44MiB` };
+    const { within, over, grower } = await env.stage(104 * MiB, jobs);
+    await env.watch({
+      policy: lowestPriority,
+      jobs: {
+        within: { priority: 40, reservation: '64MiB' },
+        over: { priority: 60, reservation: '4MiB' },
+        grower: { priority: 90, reservation: '200MiB' },
+      },
+    });
+    grower.go();
+    const report = await env.report();
+    expect(env.victims(report)).toEqual(['over']);
+    expect([over.alive(), within.alive(), grower.alive()]).toEqual([false, true, true]);
+  },
+);
+
+behaviour('protected', 'a protected job is never taken, whatever its priority', {}, async (env) => {
+  const { safe, batch } = await env.stage(64 * MiB, { safe: 'hold --bytes 24MiB', batch: LEAK });
+  await env.watch({
+    policy: lowestPriority,
+    jobs: { safe: { priority: 0, protected: true }, batch: { priority: 100 } },
+  });
+  batch.go();
+  expect(env.victims(await env.report())).toEqual(['batch']);
+  expect([safe.alive(), batch.alive()]).toEqual([true, false]);
+});
+
+behaviour('nested', 'a job dies whole, with all that is below it', {}, async (env) => {
+  await env.bound(64 * MiB);
+  for (const below of ['web', 'batch/one', 'batch/two/deep']) env.make(below);
+  const web = await env.start('web', 'work --set 8MiB');
+  const idle = await env.start('batch/one', 'hold --bytes 64KiB');
+  const leak = await env.start('batch/two/deep', LEAK, { gate: true });
+  await env.watch({ policy: lowestPriority, jobs: priorities });
+  leak.go();
+  const report = await env.report();
+  await Promise.all([leak.gone, idle.gone]);
+  expect(env.victims(report)).toEqual(['batch']);
+  expect(report.victims[0]?.pids.toSorted()).toEqual([leak.pid, idle.pid].toSorted());
+  expect(web.alive()).toBe(true);
+});
+
+behaviour('fork', 'a job that forks while it is killed dies whole', {}, async (env) => {
+  await env.bound(64 * MiB);
+  for (const below of ['web', 'batch']) env.make(below);
+  const web = await env.start('web', 'work --set 8MiB');
+  // Without rseq, children born into a full memcg do not die of it by themselves.
+  const rseq = { GLIBC_TUNABLES: 'glibc.pthread.rseq=0' };
+  const words = 'fork --children 300 --bytes 512KiB --every 0';
+  const bomb = await env.start('batch', words, { gate: true, env: rseq });
+  await env.watch({ policy: lowestPriority, jobs: priorities });
+  bomb.go();
+  const report = await env.report();
+  await bomb.gone;
+  expect(env.victims(report)).toEqual(['batch']);
+  expect(report.victims[0]?.pids.length).toBeGreaterThan(1);
+  await env.until(() => env.pids('batch').length === 0, 'all of it is gone');
+  expect(web.alive()).toBe(true);
+});
+
+behaviour('slow-death', 'while a victim takes long to die, nobody else is picked', {}, async (env) => {
+  const jobs = { web: 'work --set 8MiB', next: 'hold --bytes 32MiB', batch: `${LEAK} --chunk 4MiB` };
+  const { web, next, batch } = await env.stage(400 * MiB, jobs);
+  await env.watch({ policy: lowestPriority, jobs: { ...priorities, next: { priority: 20 } } });
+  batch.go();
+  const report = await env.report();
+  expect(env.victims(report)).toEqual(['batch']);
+  expect(report.victims[0]?.freed).toBeGreaterThan(300 * MiB);
+  expect([next.alive(), web.alive()]).toEqual([true, true]);
+});
+
+behaviour('tmpfs', 'a job whose memory is tmpfs is no candidate, as that would stay', {}, async (env) => {
+  const words = { files: `hold --file ${env.tmpfs()}/data --bytes 40MiB`, batch: LEAK };
+  const { files, batch } = await env.stage(96 * MiB, words);
+  await env.watch({ policy: lowestPriority, jobs: { files: { priority: 1 }, batch: { priority: 60 } } });
+  batch.go();
+  const report = await env.report();
+  expect(env.victims(report)).toEqual(['batch']);
+  expect(report.explanation.join('\n')).toMatch(/files is no candidate: .*tmpfs or page cache/);
+  expect([files.alive(), batch.alive()]).toEqual([true, false]);
+});
+
+behaviour('nothing-back', 'a kill that brings nothing back is said, and counts', {}, async (env) => {
+  const words = { files: `hold --file ${env.tmpfs()}/data --bytes 40MiB`, batch: LEAK };
+  const { batch } = await env.stage(96 * MiB, words);
+  const stubborn: Policy = (snapshot) => {
+    const files = snapshot.jobs.find(({ name, killed }) => env.given(name) === 'files' && !killed);
+    return { action: 'kill', victim: files?.id ?? env.idIn(snapshot, 'batch'), because: 'files first' };
+  };
+  await env.watch({ policy: stubborn, maxVictims: 2 });
+  batch.go();
+  const report = await env.report();
+  expect(env.victims(report)).toEqual(['files', 'batch']);
+  expect(report.victims[0]?.freed).toBeLessThan(4 * MiB);
+  expect(report.steps.map(({ text }) => text).join('\n')).toMatch(/files is dead, but its death brought back only/);
+});
+
+behaviour(
+  'burst',
+  'a burst as fast as the machine can give costs the job that bursts, and nobody else',
+  {},
+  async (env) => {
+    const jobs = { web: 'work --set 16MiB --scratch 1MiB', batch: 'leak --every 0 --chunk 16MiB --processes 4' };
+    const { web, batch } = await env.stage(160 * MiB, jobs);
+    await env.watch({ policy: lowestPriority, jobs: priorities });
+    batch.go();
+    const report = await env.report();
+    await batch.gone;
+    expect([...env.victims(report), ...env.kernelVictims(report)]).toEqual(['batch']);
+    const before = web.stat('iterations');
+    await env.until(() => web.stat('iterations') > before, 'the service goes on');
+    expect(web.stat('errors') - web.stat('refused')).toBe(0);
+  },
+);
+
+behaviour('page-cache', 'a job that streams a file through the page cache opens no condition', {}, async (env) => {
+  await env.bound(64 * MiB);
+  for (const below of ['web', 'batch']) env.make(below);
+  const file = env.largeFile(96 * MiB);
+  const web = await env.start('web', 'work --set 16MiB');
+  const stream = await env.start('batch', `stream --file ${file} --seconds 2`, { gate: true });
+  const asked: string[] = [];
+  const { handler } = await env.watch({
+    policy: (snapshot) => {
+      asked.push(snapshot.owner);
+      return lowestPriority(snapshot);
+    },
+    jobs: priorities,
+  });
+  let froze = 0;
+  stream.go();
+  const end = Promise.race([stream.gone, sleep(10_000)]).then(() => 'end');
+  while ((await Promise.race([end, sleep(10)])) !== 'end') froze += env.frozen().length;
+  expect(stream.child.exitCode).toBe(0);
+  expect(stream.stat('bytes')).toBeGreaterThan(96 * MiB);
+  expect({ asked, froze, kills: env.kernelKills(), reports: env.reports.length }).toEqual({
+    asked: [],
+    froze: 0,
+    kills: 0,
+    reports: 0,
+  });
+  expect(web.alive()).toBe(true);
+  expect(handler.watches).toHaveLength(1);
+});
