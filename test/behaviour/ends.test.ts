@@ -33,7 +33,7 @@ behaviour(
     await Promise.all([handler.gone, batch.gone]);
     await isBack(handler);
     expect(env.kernelKills()).toBe(0); // the guard's, and not the kernel's
-    expect(await env.record()).toMatch(/reason died.*kills .*batch/s);
+    expect(await env.record()).toMatch(/reason died.*kills .*batch.*page faults of the guard since it was ready: 0$/ms);
     await goesOn(env, web);
     expect(web.stat('errors') - web.stat('refused')).toBe(0);
   },
