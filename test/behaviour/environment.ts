@@ -17,6 +17,9 @@ export type EnvironmentId = keyof typeof ENVIRONMENTS;
 /** Where a file has a page cache that can be given back: not a tmpfs, as /tmp may be. */
 const STORE = '/var/tmp';
 
+/** What makes a handler quick and not what it does, and takes seconds in an emulated machine. */
+const EMULATED: HandlerOptions = process.env.REPRIEVE_EMULATED ? { drill: false, lockText: false } : {};
+
 /** The guard's deadlines of a handler that something happens to. */
 const GUARD = { within: 2_000, silence: 300 };
 
@@ -101,6 +104,10 @@ export abstract class Environment extends CgroupScene {
     return { ...this.own, ...rest, jobs: Object.fromEntries(named) };
   }
 
+  override handler(options: HandlerOptions = {}) {
+    return super.handler({ ...EMULATED, ...options });
+  }
+
   override watch(options: WatchOptions, scope = this.scope) {
     return super.watch(this.options(options), scope);
   }
@@ -109,7 +116,7 @@ export abstract class Environment extends CgroupScene {
   startHandler(options: WatchOptions, body = '', open: HandlerOptions = {}): Promise<HandlerProcess> {
     const state = `${this.directory}/state`;
     const text = `options = ${JSON.stringify(this.options(options))}; ${body}`;
-    return startHandler(this, { guard: GUARD, stateDirectory: state, ...open }, text);
+    return startHandler(this, { guard: GUARD, stateDirectory: state, ...EMULATED, ...open }, text);
   }
 
   /** The job of that name in a snapshot: its id. */
