@@ -25,6 +25,12 @@ export default defineConfig({
           // Emulated processors: a machine at a time, and each in its own time.
           fileParallelism: false,
           testTimeout: 300_000,
+          hookTimeout: 300_000,
+        },
+      },
+      {
+        test: {
+          ...shared,
           name: 'behaviour',
           include: ['test/behaviour/**/*.test.ts'],
           // One scope at a time, which may be the whole machine; and a small one has no time to load all of it again.
