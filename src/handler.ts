@@ -265,7 +265,6 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     const account = new Account(this.#reserveOf(options.reserve));
     options.signal?.throwIfAborted();
 
-    const hold = this.#holdOf(path, ladder);
     own.locate();
     const rules = new JobRules(options.jobs ?? {}, own.path);
     // What is pending of memcgs made below a scope that is watched already decides what they had before.
@@ -297,7 +296,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         above: opened.slice(0, -1),
         recursive: options.recursive ?? false,
         options: ladder,
-        hold,
+        hold: this.#holdOf(memcg, ladder),
         freezing: this.#ground.freezing,
         machine,
         rules,
@@ -364,10 +363,9 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   }
 
   /** Bytes between the limit at which jobs are held and the kernel's killer; null where we hold nobody. */
-  #holdOf(path: string, { hold }: LadderOptions): number | null {
-    const { hierarchy, reserve } = this.#ground;
+  #holdOf({ parks, path }: Memcg, { hold }: LadderOptions): number | null {
     if (path === SYSTEM_PATH) return hold === false ? null : 0;
-    if (!hierarchy.parks) return hold === true ? reserve.bytes : null;
+    if (!parks) return hold === true ? this.#ground.reserve.bytes : null;
     if (hold !== false) return null;
     throw invalidOption(
       'the `hold` option',

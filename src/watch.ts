@@ -121,7 +121,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       this.#arm(scope, above);
       this.#armBelow();
       this.#listenNear();
-      if (!hierarchy.parks) this.kernelKills = new KernelKills(scope, () => [...this.#jobs.values()]);
+      if (!scope.parks) this.kernelKills = new KernelKills(scope, () => [...this.#jobs.values()]);
       this.#prepare();
     } catch (error) {
       this.#state = 'closed';
@@ -335,8 +335,8 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   /** What holds the jobs of an armed memcg while an answer is awaited; null where the kernel does, or nobody is to. */
   holding(armed: ArmedMemcg): ((killed: ReadonlySet<string>) => FrozenJobs) | null {
-    const { freezing, hierarchy, hold } = this.#setup;
-    if (freezing === null || hold === null || hierarchy.parks) return null;
+    const { freezing, hold } = this.#setup;
+    if (freezing === null || hold === null || armed.memcg.parks) return null;
     const jobs = this.jobsOf(armed);
     return (killed) => {
       const held = new Set<string>();

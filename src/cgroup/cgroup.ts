@@ -37,6 +37,8 @@ export interface Memcg {
   readonly path: string;
   /** Identity: a cgroup that is removed and made anew has another inode. */
   readonly inode: number;
+  /** Tasks that want memory wait in the kernel until somebody acts; else it kills, and what is to wait is frozen by us. */
+  readonly parks: boolean;
   oomState(): OomState;
   /** Processes that the kernel's killer took here so far. */
   kills(): number;
@@ -124,8 +126,6 @@ export interface OomListener extends Listener {
 /** One memory hierarchy and its processes. */
 export interface Hierarchy {
   readonly kind: 'v1' | 'v2' | 'none' | 'simulated';
-  /** Tasks that want memory wait in the kernel until somebody acts; else it kills, and what is to wait is frozen by us. */
-  readonly parks: boolean;
   readonly clock: Clock;
   /** Where changes are written down before they are made. */
   readonly ledger: Ledger;

@@ -33,6 +33,7 @@ export class Machine implements Memcg {
   readonly path = '/';
   readonly inode = INODE;
   readonly owner = 0;
+  readonly parks = false;
   readonly #clock: Clock;
   readonly #marks: Marks;
   readonly #directory: Directory;

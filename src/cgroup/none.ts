@@ -11,7 +11,6 @@ const PROC_SUPER_MAGIC = 0x9fa0;
 
 export class NoHierarchy extends RealHierarchy {
   readonly kind = 'none';
-  readonly parks = false;
 
   constructor(ledger?: Ledger, epoch?: Epoch) {
     super('/proc', PROC_SUPER_MAGIC, ledger, epoch);

@@ -46,6 +46,7 @@ export abstract class RealMemcg implements Memcg {
   readonly inode: number;
   readonly owner: number;
   readonly directory: Directory;
+  abstract readonly parks: boolean;
   closed = false;
   protected readonly epoch: Epoch;
   readonly #files = new Map<string, ControlFile>();
@@ -146,7 +147,6 @@ export function fromMemcg(error: unknown, doing: string): ReprieveError {
 /** A memory hierarchy below a mount point. */
 export abstract class RealHierarchy implements Hierarchy {
   abstract readonly kind: Hierarchy['kind'];
-  abstract readonly parks: boolean;
   readonly clock: Clock;
   readonly ledger: Ledger;
   /** Set once it has started. */

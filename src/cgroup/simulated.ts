@@ -152,7 +152,6 @@ export interface Misbehaviour {
 
 export class SimulatedHierarchy implements Hierarchy {
   readonly kind = 'simulated';
-  readonly parks = true;
   readonly ledger = NO_LEDGER;
   readonly guard: Guard = NO_GUARD;
   readonly root: SimulatedMemcg;
@@ -432,6 +431,7 @@ function addTo<K, V>(map: Map<K, Set<V>>, key: K, value: V): Listener {
 }
 
 class SimulatedHandle implements Memcg {
+  readonly parks = true;
   readonly path: string;
   readonly inode: number;
   readonly owner = 0;

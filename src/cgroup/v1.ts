@@ -32,6 +32,8 @@ const oomFields = new Float64Array(OOM_KEYS.length);
 const statFields = new Float64Array(STAT_KEYS.length);
 
 class MemcgV1 extends RealMemcg {
+  readonly parks = true;
+
   oomState(): OomState {
     this.doing('reading the OOM state', () =>
       this.file('memory.oom_control', 'readwrite').readFields(OOM_KEYS, oomFields),
@@ -124,7 +126,6 @@ class MemcgV1 extends RealMemcg {
 /** The v1 memory hierarchy below a mount point. */
 export class HierarchyV1 extends RealHierarchy {
   readonly kind = 'v1';
-  readonly parks = true;
 
   constructor(point: string, ledger?: Ledger, epoch?: Epoch) {
     super(point, CGROUP_SUPER_MAGIC, ledger, epoch);

@@ -65,6 +65,7 @@ interface Watched {
 }
 
 export class MemcgV2 extends RealMemcg {
+  readonly parks = false;
   readonly #hierarchy: HierarchyV2;
 
   constructor(directory: Directory, path: string, epoch: Epoch, hierarchy: HierarchyV2) {
@@ -181,7 +182,6 @@ export class MemcgV2 extends RealMemcg {
 /** The v2 hierarchy below a mount point. */
 export class HierarchyV2 extends RealHierarchy {
   readonly kind = 'v2';
-  readonly parks = false;
   /** Memcgs that are watched, by inode. */
   readonly watched = new Map<number, Watched>();
   readonly #files: ControlFiles;

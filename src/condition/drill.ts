@@ -44,6 +44,7 @@ export function fullMemcg(memcg: Memcg): Memcg {
     path: memcg.path,
     inode: memcg.inode,
     owner: memcg.owner,
+    parks: memcg.parks,
     oomState: () => ({ ...memcg.oomState(), underOom: true }),
     kills: () => memcg.kills(),
     usage: () => memcg.usage(),
@@ -67,7 +68,6 @@ export function fullMemcg(memcg: Memcg): Memcg {
 export function dryHierarchy(hierarchy: Hierarchy): Hierarchy {
   return {
     kind: hierarchy.kind,
-    parks: hierarchy.parks,
     clock: { nowUs: () => hierarchy.clock.nowUs(), after: () => () => {} },
     ledger: hierarchy.ledger,
     guard: { ...NO_GUARD, lacks: (memcg, jobs) => hierarchy.guard.lacks(memcg, jobs) },

@@ -43,9 +43,9 @@ export class ArmedMemcg {
       // Listen first: a task must not wait in a memcg whose signal nobody would see.
       this.#listener = hierarchy.listenOom(memcg, signal);
       undo.push(() => this.#listener.close());
-      this.#entry = hierarchy.parks ? hierarchy.ledger.armed(memcg, this.original) : null;
+      this.#entry = memcg.parks ? hierarchy.ledger.armed(memcg, this.original) : null;
       undo.push(() => this.#entry?.clear());
-      if (hierarchy.parks) hierarchy.guard.arm(memcg, this.original, deadlines);
+      if (memcg.parks) hierarchy.guard.arm(memcg, this.original, deadlines);
       else hierarchy.guard.tend(memcg, deadlines);
       undo.push(() => hierarchy.guard.disarm(memcg));
       memcg.setKillDisabled(true);
