@@ -12,6 +12,7 @@
 
 #include "guard/plan.h"
 #include "guard/protocol.h"
+#include "guard/tended.h"
 
 namespace reprieve::guard {
 namespace {
@@ -90,6 +91,41 @@ TEST_CASE("parseMessage reads what arms a memcg") {
   CHECK_FALSE(arm().put<uint32_t>(32, 2).parse(1));
 }
 
+TEST_CASE("parseMessage reads what is to be tended") {
+  const auto tend = [] { return Bytes(MessageType::kTend).put<uint32_t>(24, 500).put<uint32_t>(28, 20000); };
+  Message message;
+  const Bytes bytes = tend().text(kHeaderBytes, "system");
+  REQUIRE(bytes.parse(0, message));
+  CHECK(message.inode == 4711);
+  CHECK(message.respondMs == 500);
+  CHECK(message.handleMs == 20000);
+  CHECK(message.path == "system");
+  CHECK_FALSE(tend().parse(1));
+  CHECK_FALSE(tend().put<uint64_t>(16, 0).parse(0));
+  CHECK_FALSE(tend().resize(kHeaderBytes + kMostPathBytes + 1).parse(0));
+}
+
+TEST_CASE("Tended keeps so many scopes, each under its number") {
+  Tended tended;
+  Message message{};
+  message.path = "/a";
+  CHECK(tended.empty());
+  size_t taken = 0;
+  for (message.inode = 1; tended.set(message); message.inode++) taken++;
+  CHECK(taken == 128);
+  tended.find(5)->condition.open = true;
+  message.inode = 5;
+  message.handleMs = 7;
+  CHECK(tended.set(message));
+  CHECK(tended.find(5)->handleMs == 7);
+  CHECK(tended.find(5)->condition.open);
+  CHECK(tended.find(0) == nullptr);
+  CHECK(tended.findDue([](const TendedScope& scope) { return scope.condition.open; }) == tended.find(5));
+  for (uint64_t id = 1; id <= taken; id++) tended.drop(*tended.find(id));
+  CHECK(tended.empty());
+  CHECK(tended.find(5) == nullptr);
+}
+
 TEST_CASE("parseMessage reads a plan") {
   Message message;
   REQUIRE(plan(3).parse(3, message));
@@ -136,7 +172,7 @@ TEST_CASE("parseMessage refuses what is no message") {
   CHECK_FALSE(Bytes(MessageType::kBye).put<uint32_t>(0, 0x31475053).parse(0));
   CHECK_FALSE(Bytes(MessageType::kBye).put<uint16_t>(4, 2).parse(0));
   CHECK_FALSE(Bytes(static_cast<MessageType>(0)).parse(0));
-  CHECK_FALSE(Bytes(static_cast<MessageType>(10)).parse(0));
+  CHECK_FALSE(Bytes(static_cast<MessageType>(11)).parse(0));
 }
 
 TEST_CASE("parseMessage tells whose a message was that it refuses") {

@@ -111,6 +111,7 @@ class Scene {
   std::string fakeGroup(const std::string& name) const {
     const std::string path = base() + "/.root" + name;
     REQUIRE(mkdir(path.c_str(), 0700) == 0);
+    std::ofstream(path + "/memory.current") << "0\n";
     return path;
   }
 
@@ -264,6 +265,7 @@ TEST_CASE_FIXTURE(NoLeaks, "each file is looked for in its own hierarchy") {
     const std::string root = scene.base() + "/." + hierarchy;
     REQUIRE(mkdir(root.c_str(), 0700) == 0);
     REQUIRE(mkdir((root + "/one").c_str(), 0700) == 0);
+    std::ofstream(root + "/one/memory.current") << "0\n";
     owner += hierarchy + ' ' + root + '\n';
   }
   scene.owner(owner);
@@ -317,6 +319,37 @@ TEST_CASE_FIXTURE(NoLeaks, "memory.max is never put below what is in use") {
   CHECK_FALSE(scene.state().limitRaised(0));
   CHECK(scene.restore() == State::Counts{1, 0, 0, 0});
   CHECK(readText(group + "/memory.max") == "1048576\n");
+  CHECK(scene.state().empty());
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "v2's limits go back up whatever is in use, and memory.high not down below it") {
+  Scene scene;
+  scene.fake();
+  const std::string group = scene.fakeGroup("/a");
+  std::ofstream(group + "/memory.current") << "3145728\n";
+  const auto change = [&](const char* name, const std::string& was, const std::string& wrote) {
+    std::ofstream(group + '/' + name) << wrote << '\n';
+    scene.file(name, "/a", inodeOf(group), was + ' ' + wrote);
+  };
+  SUBCASE("raised") {
+    change("memory.high", "1048576", "4194304");
+    CHECK(scene.state().limitRaised(0));
+    CHECK(scene.restore() == State::Counts{0, 0, 1, 0});
+    CHECK(scene.heard("pending: memory.high of /a: more than that is in use\n"));
+    std::ofstream(group + "/memory.current") << "1048576\n";
+    CHECK(scene.restore() == State::Counts{1, 0, 0, 0});
+    CHECK(readText(group + "/memory.high") == "1048576\n");
+  }
+  SUBCASE("lowered") {
+    // More may be in use than either, as memory.high is not held strictly.
+    change("memory.high", "2097152", "1048576");
+    change("memory.max", "max", "4194304");
+    change("memory.oom.group", "0", "1");
+    change("memory.min", "0", "1048576");
+    CHECK_FALSE(scene.state().limitRaised(0));
+    CHECK(scene.restore() == State::Counts{4, 0, 0, 0});
+    CHECK(readText(group + "/memory.high") == "2097152\n");
+  }
   CHECK(scene.state().empty());
 }
 
@@ -604,6 +637,51 @@ TEST_CASE_FIXTURE(NoLeaks, "a score without its home is put back all the same") 
   CHECK(scene.restore() == State::Counts{1, 0, 0, 0});
   CHECK(scoreOf(child.pid()) == 0);
   CHECK(scene.state().empty());
+}
+
+TEST_CASE_FIXTURE(NoLeaks, "what was born of a process without a home is known by its descent") {
+  Scene scene;
+  scene.fake();
+  const auto nothingElse = [] {
+    setsid();
+    sleepForever();
+  };
+  // Holds the same value, and comes from somebody else.
+  const Child stranger(nothingElse);
+  std::array<int, 2> pipe{};
+  REQUIRE(pipe2(pipe.data(), O_CLOEXEC) == 0);
+  Child raised([&] {
+    setsid();
+    setScore(getpid(), 900);
+    const auto tell = [&](pid_t pid) { CHECK(write(pipe[1], &pid, sizeof pid) == sizeof pid); };
+    // One loses its parent and stays in the session, the other leaves the session and keeps its parent.
+    if (fork() == 0) {
+      const pid_t orphan = fork();
+      if (orphan == 0) sleepForever();
+      tell(orphan);
+      _exit(0);
+    }
+    if (const pid_t leaver = fork(); leaver == 0) {
+      setsid();
+      tell(getpid());
+    }
+    sleepForever();
+  });
+  const auto hear = [&] {
+    pid_t pid = 0;
+    REQUIRE(read(pipe[0], &pid, sizeof pid) == sizeof pid);
+    return pid;
+  };
+  const std::array<pid_t, 2> born{hear(), hear()};
+  setScore(stranger.pid(), 900);
+  scene.score(raised.pid(), startOf(raised.pid()), 1, 100, 900, 0);
+  scene.restore();
+  CHECK(scoreOf(raised.pid()) == 100);
+  for (const pid_t pid : born) CHECK(scoreOf(pid) == 100);
+  CHECK(scoreOf(stranger.pid()) == 900);
+  CHECK(scene.state().empty());
+  for (const pid_t pid : born) kill(pid, SIGKILL);
+  for (const int end : pipe) close(end);
 }
 
 TEST_CASE_FIXTURE(NoLeaks, "hundreds of scores, and a home as large") {
