@@ -9,7 +9,14 @@ import { PLACES, runSuite } from './behaviour/run.mjs';
 import { root } from './cache.mjs';
 
 const page = join(root, 'docs/interface.md');
-const NAMES = { v1: '`memcg:`, v1' };
+const NAMES = {
+  v1: '`memcg:`, v1',
+  v2: '`memcg:`, v2',
+  'v2-hold': '`memcg:`, v2, `hold`',
+  'system-v1': '`system`, v1',
+  'system-v2': '`system`, v2',
+  'system-plain': '`system`, no memcg',
+};
 const WORDS = { same: 'same', different: 'differs', impossible: '—' };
 
 const HEAD = `# One interface

@@ -9,7 +9,14 @@ import { bundleSuite, suite } from './bundle.mjs';
 export const PLACES = {
   v1: { environment: 'v1', vm: null },
   'v1-vm': { environment: 'v1', vm: ['--cgroup', 'v1'] },
+  v2: { environment: 'v2', vm: ['--cgroup', 'v2'] },
+  'v2-hold': { environment: 'v2-hold', vm: ['--cgroup', 'v2'] },
+  'system-v1': { environment: 'system-v1', vm: ['--cgroup', 'v1'] },
+  'system-v2': { environment: 'system-v2', vm: ['--cgroup', 'v2'] },
+  'system-plain': { environment: 'system-plain', vm: ['--cgroup', 'none'] },
 };
+
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 
 /** An emulated machine is twenty times slower than this one: what the drill costs is time, and it changes no behaviour. */
 const IN_VM = ['--memory', '1GiB', '--timeout', '600', '--env', 'REPRIEVE_EMULATED=1'];
@@ -42,11 +49,14 @@ export async function runSuite(place, { only = '', list = false } = {}) {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...process.env, REPRIEVE_ENVIRONMENT: environment },
   });
+  const end = (signal) => child.kill(signal); // a machine that nobody waits for is not to run on
+  for (const signal of SIGNALS) process.once(signal, end);
   const code = new Promise((resolve, reject) => {
     child.on('error', reject);
     child.on('close', resolve);
   });
   const [told, status] = await Promise.all([text(child.stdout), code]);
+  for (const signal of SIGNALS) process.removeListener(signal, end);
   if (told === '') throw new Error(`${place}: the tests came to no end (exit code ${status})`);
   return { code: status, results: JSON.parse(told) };
 }

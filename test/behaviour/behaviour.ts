@@ -4,6 +4,8 @@ import { renderReport } from '../../src/index.js';
 import { useScene } from '../support/scene.js';
 import { ENVIRONMENTS, type Environment, type EnvironmentId } from './environment.js';
 import { MemcgV1 } from './memcg-v1.js';
+import { MemcgV2 } from './memcg-v2.js';
+import { System } from './system.js';
 
 /** How a behaviour is not the same somewhere. */
 interface Difference {
@@ -17,6 +19,16 @@ export const different = (why: string): Difference => ({ verdict: 'different', w
 /** It cannot be had there, and is not tried. */
 export const impossible = (why: string): Difference => ({ verdict: 'impossible', why });
 
+/** The same for every environment of a kind. */
+export const onSystem = (difference: Difference) => ({
+  'system-v1': difference,
+  'system-v2': difference,
+  'system-plain': difference,
+});
+
+/** Both of cgroup v2. */
+export const onV2 = (difference: Difference) => ({ v2: difference, 'v2-hold': difference });
+
 declare module 'vitest' {
   interface TaskMeta {
     /** For docs/interface.md. */
@@ -26,14 +38,20 @@ declare module 'vitest' {
 
 const MAKE: Record<EnvironmentId, () => Environment> = {
   v1: () => new MemcgV1(),
+  v2: () => new MemcgV2(false),
+  'v2-hold': () => new MemcgV2(true),
+  'system-v1': () => new System('v1'),
+  'system-v2': () => new System('v2'),
+  'system-plain': () => new System('plain'),
 };
 
 /** The one that is asked for, or what this machine is; null, and why, where there is none. */
 function choose(): { id: EnvironmentId; skip: null } | { id: null; skip: string } {
   const asked = process.env.REPRIEVE_ENVIRONMENT;
   if (asked !== undefined) {
-    if (asked in ENVIRONMENTS) return { id: asked as EnvironmentId, skip: null };
-    throw new Error(`Expected REPRIEVE_ENVIRONMENT to be ${Object.keys(ENVIRONMENTS).join(', ')}, got '${asked}'`);
+    const id = ENVIRONMENTS.find((name) => name === asked);
+    if (id !== undefined) return { id, skip: null };
+    throw new Error(`Expected REPRIEVE_ENVIRONMENT to be ${ENVIRONMENTS.join(', ')}, got '${asked}'`);
   }
   if (process.geteuid?.() !== 0) return { id: null, skip: 'not root' };
   if (findMemoryV1(readCgroupMounts()) !== undefined) return { id: 'v1', skip: null };

@@ -4,15 +4,17 @@ import { expect } from 'vitest';
 import { lowestPriority, type Policy } from '../../src/index.js';
 import type { Job } from '../support/scene.js';
 import { MiB } from '../support/scene.js';
-import { behaviour } from './behaviour.js';
+import { behaviour, impossible, onSystem } from './behaviour.js';
 import type { Environment } from './environment.js';
 
+/** Why it cannot be tried on the machine as a whole. */
+const ONE = impossible('There is one machine, and one scope for it.');
 const never: Policy = () => new Promise(() => {});
 /** The policy of a handler in a process of its own: it says that it was asked, and does not answer. */
 const ASKED = "policy = () => { say('asked'); return new Promise(() => {}); };";
 const jobs = { web: { priority: 90 }, batch: { priority: 10 } };
 const slow = { respondWithin: 5_000, clearWithin: 2_000, handleWithin: 10_000, jobs };
-const service = { web: 'work --set 20MiB', batch: 'leak --every 0' };
+const service = (env: Environment) => ({ web: 'work --set 20MiB', batch: env.leak });
 
 async function goesOn(env: Environment, job: Job): Promise<void> {
   const before = job.stat('iterations');
@@ -24,7 +26,7 @@ behaviour(
   'a handler that is killed in a condition costs the right job only; everything is put back, and nobody hangs',
   {},
   async (env) => {
-    const { web, batch } = await env.stage(64 * MiB, service);
+    const { web, batch } = await env.stage(64 * MiB, service(env));
     const isBack = env.remember();
     const handler = await env.startHandler(slow, ASKED);
     batch.go();
@@ -44,7 +46,7 @@ behaviour(
   'a handler that is stopped in a condition is taken over from, and does nothing more when it goes on',
   {},
   async (env) => {
-    const { web, batch } = await env.stage(64 * MiB, service);
+    const { web, batch } = await env.stage(64 * MiB, service(env));
     const isBack = env.remember();
     const handler = await env.startHandler({ ...slow, respondWithin: 500, handleWithin: 1_000 }, ASKED);
     batch.go();
@@ -67,7 +69,7 @@ behaviour(
   'a watch that is closed in a condition leaves it to the kernel, which finds the right job; nobody hangs',
   {},
   async (env) => {
-    const { web, batch } = await env.stage(64 * MiB, { web: 'hold --bytes 36MiB', batch: 'leak --every 0' });
+    const { web, batch } = await env.stage(64 * MiB, { web: 'hold --bytes 36MiB', batch: env.leak });
     const isBack = env.remember();
     let asked = false;
     const { watch } = await env.watch({
@@ -89,30 +91,35 @@ behaviour(
   },
 );
 
-behaviour('scope-removed', 'a scope that is removed ends its watch, and the handler goes on', {}, async (env) => {
-  await env.bound(64 * MiB);
-  const scope = env.boundBelow('child', 32 * MiB);
-  const handler = await env.handler();
-  const vanished = new Promise((resolve) => handler.once('vanished', resolve));
-  const watch = await handler.watch(scope, env.options({ policy: lowestPriority }));
-  await env.removeBelow('child');
-  expect(await vanished).toBe(scope);
-  expect(watch.state).toBe('vanished');
-  env.boundBelow('child', 32 * MiB); // another one of the same name
-  env.make('child/batch');
-  const batch = await env.start('child/batch', 'leak --every 0', { gate: true });
-  await handler.watch(scope, env.options({ policy: lowestPriority }));
-  batch.go();
-  expect((await env.report()).victims).toHaveLength(1);
-});
+behaviour(
+  'scope-removed',
+  'a scope that is removed ends its watch, and the handler goes on',
+  onSystem(ONE),
+  async (env) => {
+    await env.bound(64 * MiB);
+    const scope = env.boundBelow('child', 32 * MiB);
+    const handler = await env.handler();
+    const vanished = new Promise((resolve) => handler.once('vanished', resolve));
+    const watch = await handler.watch(scope, env.options({ policy: lowestPriority }));
+    await env.removeBelow('child');
+    expect(await vanished).toBe(scope);
+    expect(watch.state).toBe('vanished');
+    env.boundBelow('child', 32 * MiB); // another one of the same name
+    env.make('child/batch');
+    const batch = await env.start('child/batch', env.leak, { gate: true });
+    await handler.watch(scope, env.options({ policy: lowestPriority }));
+    batch.go();
+    expect((await env.report()).victims).toHaveLength(1);
+  },
+);
 
-behaviour('two-at-once', 'two conditions at once, in two scopes, are handled at once', {}, async (env) => {
+behaviour('two-at-once', 'two conditions at once, in two scopes, are handled at once', onSystem(ONE), async (env) => {
   await env.bound(128 * MiB);
   const scopes = ['one', 'two'].map((name) => env.boundBelow(name, 48 * MiB));
   const leaks: Job[] = [];
   for (const name of ['one', 'two']) {
     env.make(`${name}/batch`);
-    leaks.push(await env.start(`${name}/batch`, 'leak --every 0', { gate: true }));
+    leaks.push(await env.start(`${name}/batch`, env.leak, { gate: true }));
   }
   const handler = await env.handler();
   let open = 0;
@@ -136,7 +143,7 @@ behaviour('two-at-once', 'two conditions at once, in two scopes, are handled at 
 });
 
 behaviour('close', 'what a watch has changed is put back when its handler is closed', {}, async (env) => {
-  const { web, batch } = await env.stage(64 * MiB, service);
+  const { web, batch } = await env.stage(64 * MiB, service(env));
   env.setScoreAdj(batch.pid, 100);
   const isBack = env.remember();
   const { handler, watch } = await env.watch({ policy: lowestPriority, jobs });

@@ -7,18 +7,19 @@ import { CgroupScene } from '../support/cgroup-scene.js';
 import { type HandlerProcess, isRunning, startHandler } from '../support/handler-process.js';
 import type { Job } from '../support/scene.js';
 
-/** Where the same calls are to do the same, with what the column of docs/interface.md says of it. */
-export const ENVIRONMENTS = {
-  v1: 'a memcg of cgroup v1',
-} as const;
+/** Where the same calls are to do the same. */
+export const ENVIRONMENTS = ['v1', 'v2', 'v2-hold', 'system-v1', 'system-v2', 'system-plain'] as const;
 
-export type EnvironmentId = keyof typeof ENVIRONMENTS;
+export type EnvironmentId = (typeof ENVIRONMENTS)[number];
 
 /** Where a file has a page cache that can be given back: not a tmpfs, as /tmp may be. */
 const STORE = '/var/tmp';
 
 /** What makes a handler quick and not what it does, and takes seconds in an emulated machine. */
 const EMULATED: HandlerOptions = process.env.REPRIEVE_EMULATED ? { drill: false, lockText: false } : {};
+
+/** Where the kernel makes nobody wait, it kills when that much is taken above the limit. */
+const RESERVE = '8MiB';
 
 /** The guard's deadlines of a handler that something happens to. */
 const GUARD = { within: 2_000, silence: 300 };
@@ -31,6 +32,9 @@ export abstract class Environment extends CgroupScene {
   abstract readonly holds: boolean;
   /** The error of a scope that would be one, and is not there. */
   readonly missingScope: ErrorCode = 'ERR_REPRIEVE_NOT_A_MEMCG';
+
+  /** Words of a job that takes memory until it is stopped. */
+  abstract readonly leak: string;
 
   /** What belongs to this environment in the options of a watch. */
   protected abstract readonly own: WatchOptions;
@@ -60,9 +64,6 @@ export abstract class Environment extends CgroupScene {
     ]);
     return file;
   }
-
-  /** Gives the scope so many bytes more, at once. */
-  abstract widen(bytes: number): void;
 
   /** How many processes of the scope the kernel has killed. */
   abstract kernelKills(): number;
@@ -105,7 +106,7 @@ export abstract class Environment extends CgroupScene {
   }
 
   override handler(options: HandlerOptions = {}) {
-    return super.handler({ ...EMULATED, ...options });
+    return super.handler({ reserve: RESERVE, ...EMULATED, ...options });
   }
 
   override watch(options: WatchOptions, scope = this.scope) {
@@ -116,12 +117,19 @@ export abstract class Environment extends CgroupScene {
   startHandler(options: WatchOptions, body = '', open: HandlerOptions = {}): Promise<HandlerProcess> {
     const state = `${this.directory}/state`;
     const text = `options = ${JSON.stringify(this.options(options))}; ${body}`;
-    return startHandler(this, { guard: GUARD, stateDirectory: state, ...EMULATED, ...open }, text);
+    return startHandler(this, { reserve: RESERVE, guard: GUARD, stateDirectory: state, ...EMULATED, ...open }, text);
   }
 
   /** The job of that name in a snapshot: its id. */
   idIn(snapshot: Snapshot, below: string): string {
     return snapshot.jobs.find(({ name }) => name === this.nameOf(below))?.id ?? `no job ${below}`;
+  }
+
+  /** Names of the jobs that died, by us; by the kernel too where it makes nobody wait, and may be quicker. */
+  dead(report: Report): string[] {
+    const byKernel = this.kernelVictims(report);
+    if (this.holds) expect(byKernel).toEqual([]);
+    return [...new Set([...this.victims(report), ...byKernel])];
   }
 
   /** Names of the jobs that we killed, of the kinds that the test has started. */

@@ -11,7 +11,7 @@ const never: Policy = () => new Promise(() => {});
 const jobs = { web: { priority: 90 }, batch: { priority: 10 } };
 
 /** A service beside a job that leaks until the scope is out of memory. */
-const leaking = (env: Environment) => env.stage(64 * MiB, { web: 'hold --bytes 16MiB', batch: 'leak --every 0' });
+const leaking = (env: Environment) => env.stage(64 * MiB, { web: 'hold --bytes 16MiB', batch: env.leak });
 
 for (const [id, what, policy] of [
   [
@@ -122,7 +122,7 @@ behaviour(
 
 behaviour('max-victims', 'maxVictims bounds what a condition costs, whatever a policy answers', {}, async (env) => {
   // So little that the leak has it at once.
-  const words = { a: 'hold --bytes 64KiB', b: 'hold --bytes 64KiB', c: 'hold --bytes 64KiB', leak: 'leak --every 0' };
+  const words = { a: 'hold --bytes 64KiB', b: 'hold --bytes 64KiB', c: 'hold --bytes 64KiB', leak: env.leak };
   const { leak } = await env.stage(96 * MiB, words);
   setPriority(leak.pid, -15); // and also on a machine that is busy
   const unlucky: Policy = (snapshot) => {

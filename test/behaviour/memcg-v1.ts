@@ -7,6 +7,7 @@ export class MemcgV1 extends Environment {
   protected override readonly point = findMemoryV1(readCgroupMounts())?.point ?? '';
   readonly #freezer = findV1(readCgroupMounts(), 'freezer')?.point ?? '';
   override readonly holds = true;
+  override readonly leak = 'leak --every 0';
   protected override readonly own = {};
 
   override get scope(): string {
@@ -26,10 +27,6 @@ export class MemcgV1 extends Environment {
     this.make(below);
     this.write(below, 'memory.limit_in_bytes', bytes);
     return `${this.scope}/${below}`;
-  }
-
-  override widen(bytes: number): void {
-    this.write('', 'memory.limit_in_bytes', Number(this.read('', 'memory.limit_in_bytes')) + bytes);
   }
 
   override cgroupsOf(below: string): string[] {

@@ -5,11 +5,10 @@ import { lowestPriority, type Policy } from '../../src/index.js';
 import { type Job, MiB } from '../support/scene.js';
 import { behaviour } from './behaviour.js';
 
-const LEAK = 'leak --every 0';
 const priorities = { 'web*': { priority: 90 }, 'batch*': { priority: 10 } };
 
 behaviour('one-waiter', 'the only job that leaks dies by our SIGKILL, and not by the kernel', {}, async (env) => {
-  const { batch } = await env.stage(48 * MiB, { batch: LEAK });
+  const { batch } = await env.stage(48 * MiB, { batch: env.leak });
   await env.watch({ policy: lowestPriority });
   batch.go();
   const report = await env.report();
@@ -17,7 +16,7 @@ behaviour('one-waiter', 'the only job that leaks dies by our SIGKILL, and not by
   expect(batch.child.signalCode).toBe('SIGKILL');
   expect(env.kernelKills()).toBe(0);
   expect(report).toMatchObject({ owner: env.owner, outcome: 'cleared', snapshot: { above: false } });
-  expect(env.victims(report)).toEqual(['batch']);
+  expect(env.dead(report)).toEqual(['batch']);
   expect(report.victims[0]?.pids).toEqual([batch.pid]);
   expect(report.victims[0]?.freed).toBeGreaterThan(36 * MiB);
 });
@@ -29,12 +28,12 @@ behaviour(
   async (env) => {
     const names = Array.from({ length: 8 }, (_, index) => `web-${index}`);
     const services = Object.fromEntries(names.map((name) => [name, 'work --set 6MiB --scratch 1MiB']));
-    const staged: Record<string, Job> = await env.stage(128 * MiB, { ...services, batch: `${LEAK} --processes 4` });
+    const staged: Record<string, Job> = await env.stage(128 * MiB, { ...services, batch: `${env.leak} --processes 4` });
     await env.watch({ policy: lowestPriority, jobs: priorities });
     staged.batch?.go();
     const report = await env.report();
     await staged.batch?.gone;
-    expect(env.victims(report)).toEqual(['batch']);
+    expect(env.dead(report)).toEqual(['batch']);
     const jobs = names.map((name) => staged[name] as Job);
     const before = jobs.map((job) => job.stat('iterations'));
     const goOn = () => jobs.every((job, index) => job.stat('iterations') > (before[index] ?? 0) + 3);
@@ -44,12 +43,12 @@ behaviour(
 );
 
 behaviour('priority', 'a small job of low priority dies, and a large important one lives', {}, async (env) => {
-  const jobs = { web: 'hold --bytes 40MiB', batch: 'hold --bytes 32MiB', grower: `${LEAK} --cap 48MiB` };
+  const jobs = { web: 'hold --bytes 40MiB', batch: 'hold --bytes 32MiB', grower: `${env.leak} --cap 48MiB` };
   const { web, batch, grower } = await env.stage(104 * MiB, jobs);
   await env.watch({ policy: lowestPriority, jobs: { ...priorities, grower: { priority: 50 } } });
   grower.go();
   const report = await env.report();
-  expect(env.victims(report)).toEqual(['batch']);
+  expect(env.dead(report)).toEqual(['batch']);
   await batch.gone;
   expect([web.alive(), grower.alive()]).toEqual([true, true]);
   await env.until(() => grower.stat('bytes') === 48 * MiB, 'who needed the memory has it');
@@ -60,7 +59,7 @@ behaviour(
   'a job above its reservation dies before a larger and less important one within its own',
   {},
   async (env) => {
-    const jobs = { within: 'hold --bytes 44MiB', over: 'hold --bytes 32MiB', grower: `${LEAK} --cap 44MiB` };
+    const jobs = { within: 'hold --bytes 44MiB', over: 'hold --bytes 32MiB', grower: `${env.leak} --cap 44MiB` };
     const { within, over, grower } = await env.stage(104 * MiB, jobs);
     await env.watch({
       policy: lowestPriority,
@@ -72,20 +71,20 @@ behaviour(
     });
     grower.go();
     const report = await env.report();
-    expect(env.victims(report)).toEqual(['over']);
+    expect(env.dead(report)).toEqual(['over']);
     await over.gone;
     expect([within.alive(), grower.alive()]).toEqual([true, true]);
   },
 );
 
 behaviour('protected', 'a protected job is never taken, whatever its priority', {}, async (env) => {
-  const { safe, batch } = await env.stage(64 * MiB, { safe: 'hold --bytes 24MiB', batch: LEAK });
+  const { safe, batch } = await env.stage(64 * MiB, { safe: 'hold --bytes 24MiB', batch: env.leak });
   await env.watch({
     policy: lowestPriority,
     jobs: { safe: { priority: 0, protected: true }, batch: { priority: 100 } },
   });
   batch.go();
-  expect(env.victims(await env.report())).toEqual(['batch']);
+  expect(env.dead(await env.report())).toEqual(['batch']);
   await batch.gone;
   expect(safe.alive()).toBe(true);
 });
@@ -95,12 +94,12 @@ behaviour('nested', 'a job dies whole, with all that is below it', {}, async (en
   for (const below of ['web', 'batch/one', 'batch/two/deep']) env.make(below);
   const web = await env.start('web', 'work --set 8MiB');
   const idle = await env.start('batch/one', 'hold --bytes 64KiB');
-  const leak = await env.start('batch/two/deep', LEAK, { gate: true });
+  const leak = await env.start('batch/two/deep', env.leak, { gate: true });
   await env.watch({ policy: lowestPriority, jobs: priorities });
   leak.go();
   const report = await env.report();
   await Promise.all([leak.gone, idle.gone]);
-  expect(env.victims(report)).toEqual(['batch']);
+  expect(env.dead(report)).toEqual(['batch']);
   expect(report.victims[0]?.pids.toSorted()).toEqual([leak.pid, idle.pid].toSorted());
   expect(web.alive()).toBe(true);
 });
@@ -117,37 +116,37 @@ behaviour('fork', 'a job that forks while it is killed dies whole', {}, async (e
   bomb.go();
   const report = await env.report();
   await bomb.gone;
-  expect(env.victims(report)).toEqual(['batch']);
+  expect(env.dead(report)).toEqual(['batch']);
   expect(report.victims[0]?.pids.length).toBeGreaterThan(1);
   await env.until(() => env.pids('batch').length === 0, 'all of it is gone');
   expect(web.alive()).toBe(true);
 });
 
 behaviour('slow-death', 'while a victim takes long to die, nobody else is picked', {}, async (env) => {
-  const jobs = { web: 'work --set 8MiB', next: 'hold --bytes 32MiB', batch: `${LEAK} --chunk 4MiB` };
+  const jobs = { web: 'work --set 8MiB', next: 'hold --bytes 32MiB', batch: `${env.leak} --chunk 4MiB` };
   const { web, next, batch } = await env.stage(400 * MiB, jobs);
   await env.watch({ policy: lowestPriority, jobs: { ...priorities, next: { priority: 20 } } });
   batch.go();
   const report = await env.report();
-  expect(env.victims(report)).toEqual(['batch']);
+  expect(env.dead(report)).toEqual(['batch']);
   expect(report.victims[0]?.freed).toBeGreaterThan(300 * MiB);
   expect([next.alive(), web.alive()]).toEqual([true, true]);
 });
 
 behaviour('tmpfs', 'a job whose memory is tmpfs is no candidate, as that would stay', {}, async (env) => {
-  const words = { files: `hold --file ${env.tmpfs()}/data --bytes 40MiB`, batch: LEAK };
+  const words = { files: `hold --file ${env.tmpfs()}/data --bytes 40MiB`, batch: env.leak };
   const { files, batch } = await env.stage(96 * MiB, words);
   await env.watch({ policy: lowestPriority, jobs: { files: { priority: 1 }, batch: { priority: 60 } } });
   batch.go();
   const report = await env.report();
-  expect(env.victims(report)).toEqual(['batch']);
+  expect(env.dead(report)).toEqual(['batch']);
   expect(report.explanation.join('\n')).toMatch(/files is no candidate: .*tmpfs or page cache/);
   await batch.gone;
   expect(files.alive()).toBe(true);
 });
 
 behaviour('nothing-back', 'a kill that brings nothing back is said, and counts', {}, async (env) => {
-  const words = { files: `hold --file ${env.tmpfs()}/data --bytes 40MiB`, batch: LEAK };
+  const words = { files: `hold --file ${env.tmpfs()}/data --bytes 40MiB`, batch: env.leak };
   const { batch } = await env.stage(96 * MiB, words);
   const stubborn: Policy = (snapshot) => {
     const files = snapshot.jobs.find(({ name, killed }) => env.given(name) === 'files' && !killed);

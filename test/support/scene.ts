@@ -45,6 +45,14 @@ export abstract class Scene {
   /** Directories of the cgroups that a job of that name is in; none where there are only processes. */
   abstract cgroupsOf(below: string): string[];
 
+  /** Words for the workload, so that it is a job of that name. */
+  protected wordsOf(below: string): string[] {
+    return this.cgroupsOf(below).flatMap((path) => ['--join', path]);
+  }
+
+  /** Names under which jobs were started. */
+  readonly names: string[] = [];
+
   /** Removes what the scene has made beside processes and files, when these are gone. */
   protected abstract sweep(): unknown;
 
@@ -64,6 +72,7 @@ export abstract class Scene {
 
   /** Starts a workload in the place of that name; resolves when it is set up. */
   async start(below: string, args: string, options: StartOptions = {}): Promise<Job> {
+    this.names.push(below);
     const stats = `${this.directory}/stats-${this.#jobs.length}`;
     writeFileSync(stats, Buffer.alloc(4096));
     const words = [

@@ -1,0 +1,83 @@
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { findUnified, readCgroupMounts } from '../../src/cgroup/mounts.js';
+import { Environment } from './environment.js';
+
+/** Makes a cgroup with the memory controller in it and above; processes may be in leaves only. */
+export function makeUnified(point: string, path: string): void {
+  let above = point;
+  for (const name of path.split('/').filter(Boolean)) {
+    writeFileSync(`${above}/cgroup.subtree_control`, '+memory');
+    above = `${above}/${name}`;
+    mkdirSync(above, { recursive: true });
+  }
+}
+
+/** A memcg of cgroup v2: with `hold` its jobs are frozen at the limit, and without it the kernel may kill there. */
+export class MemcgV2 extends Environment {
+  protected override readonly point = findUnified(readCgroupMounts())?.point ?? '';
+  override readonly holds: boolean;
+  /** So slow where nobody is held that an answer is there before the limit. */
+  override readonly leak: string;
+  protected override readonly own: { hold: boolean };
+
+  constructor(hold: boolean) {
+    super();
+    this.holds = hold;
+    this.own = { hold };
+    this.leak = hold ? 'leak --every 0' : 'leak --chunk 64KiB --every 5';
+  }
+
+  override get scope(): string {
+    return `memcg:${this.path}`;
+  }
+
+  override get owner(): string {
+    return this.path;
+  }
+
+  override make(below = ''): string {
+    const path = below === '' ? this.path : `${this.path}/${below}`;
+    makeUnified(this.point, path);
+    return path;
+  }
+
+  override bound(bytes: number): void {
+    this.make();
+    this.write('', 'memory.max', bytes);
+  }
+
+  override boundBelow(below: string, bytes: number): string {
+    this.make(below);
+    this.write(below, 'memory.max', bytes);
+    return `${this.scope}/${below}`;
+  }
+
+  override cgroupsOf(below: string): string[] {
+    return [this.file(below, '')];
+  }
+
+  override nameOf(below: string): string {
+    return below;
+  }
+
+  override kernelKills(): number {
+    return this.field('', 'memory.events', 'oom_kill');
+  }
+
+  override frozen(): string[] {
+    return this.below().filter((below) => this.readIfThere(below, 'cgroup.freeze').trim() === '1');
+  }
+
+  protected override settings(): Record<string, string> {
+    const files = ['memory.high', 'memory.max', 'memory.oom.group', 'cgroup.freeze'];
+    return Object.fromEntries(
+      this.below().flatMap((below) =>
+        files.map((name) => [`${name} of ${below}`, this.readIfThere(below, name).trim()]),
+      ),
+    );
+  }
+
+  protected override release(directory: string): void {
+    writeFileSync(`${directory}/cgroup.freeze`, '0');
+  }
+}
