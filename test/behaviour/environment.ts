@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
 import { expect } from 'vitest';
 import type { ErrorCode, HandlerOptions, JobSettings, Report, Snapshot, WatchOptions } from '../../src/index.js';
 import { CgroupScene } from '../support/cgroup-scene.js';
@@ -30,6 +30,8 @@ export abstract class Environment extends CgroupScene {
   abstract readonly owner: string;
   /** A task that needs memory waits while the policy thinks; else it goes on until the kernel kills. */
   abstract readonly holds: boolean;
+  /** Who waits does so in the kernel, and can be seen there. */
+  readonly parks: boolean = false;
   /** The error of a scope that would be one, and is not there. */
   readonly missingScope: ErrorCode = 'ERR_REPRIEVE_NOT_A_MEMCG';
 
@@ -50,8 +52,13 @@ export abstract class Environment extends CgroupScene {
     rmdirSync(this.file(below, ''));
   }
 
-  /** A file of that size, of which nothing is in memory. */
+  /** A file of about that size, of which nothing is in memory. */
   largeFile(bytes: number): string {
+    if (process.env.REPRIEVE_EMULATED) {
+      // All that a guest writes stays in its memory; what it has of the host's files does not.
+      writeFileSync('/proc/sys/vm/drop_caches', '3');
+      return process.execPath;
+    }
     const file = `${STORE}/${this.name}.data`;
     this.onClear(() => rmSync(file, { force: true }));
     execFileSync('dd', [

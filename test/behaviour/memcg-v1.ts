@@ -7,6 +7,7 @@ export class MemcgV1 extends Environment {
   protected override readonly point = findMemoryV1(readCgroupMounts())?.point ?? '';
   readonly #freezer = findV1(readCgroupMounts(), 'freezer')?.point ?? '';
   override readonly holds = true;
+  override readonly parks = true;
   override readonly leak = 'leak --every 0';
   protected override readonly own = {};
 
