@@ -66,7 +66,7 @@ export class KernelKills {
 
 function look(job: LiveJob): Seen {
   try {
-    return { kills: job.kind === 'memcg' ? job.memcg.kills() : null, pids: pidsOf(job) };
+    return job.kind === 'memcg' ? { kills: job.memcg.kills(), pids: [] } : { kills: null, pids: pidsOf(job) };
   } catch (error) {
     if (isVanished(error)) return { kills: 0, pids: [] };
     throw error;

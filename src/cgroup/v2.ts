@@ -48,6 +48,9 @@ const LEAD_S = 0.02;
 /** at most this part of the limit. */
 const MOST_LEAD = 0.05;
 
+/** How often a limit that more is used than is tried again, in milliseconds. */
+const LOWER_MS = 500;
+
 const HIGH = 'memory.high';
 const MAX = 'memory.max';
 
@@ -56,6 +59,8 @@ interface Watched {
   /** Bytes between its limit and its killer; null: limits are left alone. */
   hold: number | null;
   taken: boolean;
+  /** False once the watch has ended, and only its limits are put back. */
+  listens: boolean;
   /** The limit, while ours is in its place. */
   heldAt: number | null;
   /** Grows so fast that it is out of memory this many bytes before its limit. */
@@ -202,7 +207,7 @@ export class HierarchyV2 extends RealHierarchy {
   #watchedOf(memcg: Memcg): Watched {
     let watched = this.watched.get(memcg.inode);
     if (watched === undefined) {
-      watched = { hold: null, taken: false, heldAt: null, lead: 0, pressedUntilUs: 0, thrashed: 0 };
+      watched = { hold: null, taken: false, listens: true, heldAt: null, lead: 0, pressedUntilUs: 0, thrashed: 0 };
       this.watched.set(memcg.inode, watched);
     }
     return watched;
@@ -238,7 +243,7 @@ export class HierarchyV2 extends RealHierarchy {
     return {
       close: () => {
         closeAll(listeners);
-        this.watched.delete(memcg.inode);
+        watched.listens = false;
       },
       trigger: () => setImmediate(() => signal(this.clock.nowUs())),
     };
@@ -303,9 +308,11 @@ export class HierarchyV2 extends RealHierarchy {
   setTaken(memcg: MemcgV2, taken: boolean): void {
     const watched = this.#watchedOf(memcg);
     watched.taken = taken;
-    if (watched.hold === null) return;
-    if (taken) this.#hold(memcg, watched, watched.hold);
-    else this.#letGo(memcg, watched);
+    if (watched.hold !== null) {
+      if (taken) this.#hold(memcg, watched, watched.hold);
+      else this.#letGo(memcg, watched);
+    }
+    if (!taken && !watched.listens) this.watched.delete(memcg.inode); // the watch has ended
   }
 
   /** Throttled at the limit, killed by the kernel only when the reserve is used up too. */
@@ -332,10 +339,15 @@ export class HierarchyV2 extends RealHierarchy {
   #letGo({ path }: MemcgV2, watched: Watched): void {
     watched.heldAt = null;
     this.#files.putBack('unified', path, HIGH);
+    this.#lower(path, watched);
+  }
+
+  #lower(path: string, watched: Watched): void {
     try {
-      this.#files.putBack('unified', path, MAX);
+      if (!watched.taken) this.#files.putBack('unified', path, MAX);
     } catch (error) {
       if ((error as SystemError).code !== 'EBUSY') throw error;
+      this.clock.after(LOWER_MS, () => this.#lower(path, watched));
     }
   }
 
