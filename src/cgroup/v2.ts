@@ -5,7 +5,7 @@
  * looking: it is out of memory once what the kernel cannot reclaim reaches the limit. With `hold` the limit is where the kernel
  * throttles (`memory.high`), and its killer comes the reserve later (`memory.max`).
  */
-import { fromSystem, isVanished, type SystemError } from '../errors.js';
+import { fromSystem, isRevoked, isVanished, type SystemError } from '../errors.js';
 import type { ControlFiles } from '../guard/control-files.js';
 import type { Epoch } from '../guard/epoch.js';
 import type { Ledger } from '../guard/ledger.js';
@@ -346,6 +346,7 @@ export class HierarchyV2 extends RealHierarchy {
     try {
       if (!watched.taken) this.#files.putBack('unified', path, MAX);
     } catch (error) {
+      if (isRevoked(error)) return; // the guard does it
       if ((error as SystemError).code !== 'EBUSY') throw error;
       this.clock.after(LOWER_MS, () => this.#lower(path, watched));
     }
