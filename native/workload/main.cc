@@ -73,6 +73,8 @@ constexpr Option kOptions[] = {
     {"--set", kWork, Unit::bytes, &Options::set, 4096, kTiB, "the resident working set (24MiB)"},
     {"--scratch", kWork, Unit::bytes, &Options::scratch, 4096, kTiB,
      "mapped, filled, checked and unmapped each round (2MiB)"},
+    {"--sweep", kWork, Unit::bytes, &Options::sweep, 0, kTiB,
+     "so much more of the set is read, a word a page, each round: it stays in use (0)"},
     {"--pause", kWork, Unit::microseconds, &Options::pauseUs, 0, kDayUs, "between two rounds (200us)"},
     {"--bytes", kHold | kFork | kPopulate | kWrite | kRead, Unit::bytes, &Options::bytes, 1, kTiB,
      "how much memory; for fork, of each child (64KiB)"},

@@ -31,6 +31,7 @@ class Service {
       : setWords_(options.set / 8),
         scratchBytes_(options.scratch),
         scratchWords_(options.scratch / 8),
+        sweepPages_(options.sweep / pageSize()),
         blocks_(setWords_ > scratchWords_ ? setWords_ / scratchWords_ : 1),
         set_(map(options.set)),
         expected_(map(blocks_ * 8)) {
@@ -53,6 +54,7 @@ class Service {
   bool round(uint64_t number) {
     auto* scratch = reinterpret_cast<uint64_t*>(mapAnonymous(scratchBytes_));
     if (scratch == nullptr) return false;
+    sweep();
     const uint64_t key = mix(number) | 1;
     const uint64_t block = number % blocks_;
     const size_t wordsPerPage = pageSize() / 8;
@@ -83,9 +85,21 @@ class Service {
     return reinterpret_cast<uint64_t*>(area);
   }
 
+  // Computing on all of a large set takes long. To the kernel, what is read now and then is in use just as well.
+  void sweep() {
+    const size_t wordsPerPage = pageSize() / 8;
+    for (uint64_t page = 0; page < sweepPages_; ++page) {
+      static_cast<void>(*static_cast<const volatile uint64_t*>(set_ + swept_));
+      swept_ += wordsPerPage;
+      if (swept_ >= setWords_) swept_ = 0;
+    }
+  }
+
   uint64_t setWords_;
   uint64_t scratchBytes_;
   uint64_t scratchWords_;
+  uint64_t sweepPages_;
+  uint64_t swept_ = 0;
   uint64_t blocks_;
   uint64_t* set_;
   uint64_t* expected_;

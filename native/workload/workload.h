@@ -57,6 +57,7 @@ struct Options {
   uint64_t set = 24 << 20;
   uint64_t scratch = 2 << 20;
   uint64_t pauseUs = 200;
+  uint64_t sweep = 0;
   uint64_t bytes = 0;
   uint64_t children = 0;
   uint64_t secondsUs = 0;

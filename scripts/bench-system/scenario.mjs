@@ -21,14 +21,19 @@ export const SHAPES = {
   eight: { processes: 9, words: ['--processes', '8', '--chunk', '256KiB', '--every', '20ms'] },
 };
 
-const HEARTBEAT = ['--scratch', '64KiB', '--pause', '1000us'];
+/** The service comes by all of its memory every one or two seconds; the innocents do little, so that all fit on two processors. */
+const SERVICE = ['--scratch', '16KiB', '--sweep', '512KiB', '--pause', '1000us'];
+const INNOCENT = ['--scratch', '4KiB', '--pause', '4000us'];
 const LONG = ['--timeout', '600s', '--outlive-parent', '--gate'];
 
 /** The jobs before the leak: name and words for the workload program. */
 export function jobsOn(memTotalBytes) {
-  const work = (name, set) => ({ name, words: ['work', '--name', name, '--set', String(set), ...HEARTBEAT, ...LONG] });
-  const innocents = Array.from({ length: INNOCENTS }, (_, index) => work(`innocent-${index + 1}`, 4 << 20));
-  return [work('service', Math.floor((memTotalBytes * SERVICE_SHARE) / 4096) * 4096), ...innocents];
+  const work = (name, set, words) => ({
+    name,
+    words: ['work', '--name', name, '--set', String(set), ...words, ...LONG],
+  });
+  const innocents = Array.from({ length: INNOCENTS }, (_, index) => work(`innocent-${index + 1}`, 4 << 20, INNOCENT));
+  return [work('service', Math.floor((memTotalBytes * SERVICE_SHARE) / 4096) * 4096, SERVICE), ...innocents];
 }
 
 /** The leak ends by itself when a run has taken far too long. Each process may die alone: none is tied to its parent. */

@@ -1,7 +1,16 @@
 // The machine of one run, inside the guest: the jobs in their cgroups, the handler in its own, and a clean state before.
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { HANDLER_CGROUP, HIERARCHY, SCOPE } from './scenario.mjs';
@@ -87,8 +96,13 @@ export class Stage {
   async #remove(path) {
     if (!existsSync(path)) return;
     writeFileSync(join(path, 'cgroup.kill'), '1');
-    await until(() => numberIn(join(path, 'cgroup.events'), 'populated') === 0, CLEAN_WITHIN_MS, `${path} was not empty`);
-    for (const entry of readdirSync(path, { withFileTypes: true })) if (entry.isDirectory()) rmdirSync(join(path, entry.name));
+    await until(
+      () => numberIn(join(path, 'cgroup.events'), 'populated') === 0,
+      CLEAN_WITHIN_MS,
+      `${path} was not empty`,
+    );
+    for (const entry of readdirSync(path, { withFileTypes: true }))
+      if (entry.isDirectory()) rmdirSync(join(path, entry.name));
     rmdirSync(path);
   }
 
@@ -109,7 +123,11 @@ export class Stage {
   async startJob({ name, words }) {
     writeFileSync(this.statsFile(name), Buffer.alloc(STATS_BYTES));
     const all = [this.#programs.workload, ...words, '--stats', this.statsFile(name)];
-    const child = this.#spawn(this.cgroup(name), name === 'leak' ? this.oomScoreAdj : 0, all, ['pipe', 'pipe', 'inherit']);
+    const child = this.#spawn(this.cgroup(name), name === 'leak' ? this.oomScoreAdj : 0, all, [
+      'pipe',
+      'pipe',
+      'inherit',
+    ]);
     child.stdin.on('error', () => {}); // a job that is gone needs no gate
     const job = { child, ended: null };
     child.once('exit', (code, signal) => {
@@ -165,6 +183,8 @@ export class Stage {
 
   async #refuse(child, name, log) {
     const [code, signal] = await once(child, 'exit');
-    throw new Error(`${name} ended at once (${signal ?? code})${log ? `: ${readFileSync(log, 'utf8').slice(-500)}` : ''}`);
+    throw new Error(
+      `${name} ended at once (${signal ?? code})${log ? `: ${readFileSync(log, 'utf8').slice(-500)}` : ''}`,
+    );
   }
 }
