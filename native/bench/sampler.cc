@@ -153,17 +153,16 @@ uint64_t takeStall(Job& job) {
 
 Stats* openStats(const char* path) {
   const int fd = open(path, O_RDWR | O_CLOEXEC);
-  void* page =
-      fd < 0 ? MAP_FAILED : mmap(nullptr, workload::kStatsBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  void* page = fd < 0 ? MAP_FAILED : mmap(nullptr, workload::kStatsBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (page == MAP_FAILED) fail(path);
   return static_cast<Stats*>(page);
 }
 
 struct Account {
   uint64_t startUs = 0;
-  uint64_t shortUs = 0;      // first below the mark
-  uint64_t aboveUs = 0;      // above it since
-  uint64_t criticalUs = 0;   // how long below --critical, in all
+  uint64_t shortUs = 0;       // first below the mark
+  uint64_t aboveUs = 0;       // above it since
+  uint64_t criticalUs = 0;    // how long below --critical, in all
   uint64_t latestTickUs = 0;  // the longest time between two looks: what the account may have missed
   int64_t least = INT64_MAX;
   int64_t leastBeforeDeath = INT64_MAX;
@@ -194,7 +193,8 @@ void watch(const Bounds& bounds, size_t leak, Account& account) {
     tick = std::max(tick, now - std::min(now, kTickUs));  // late: no looks to catch up with
 
     account.least = std::min(account.least, left);
-    // Memory is given back before a process counts as dead: how much there was when it was killed is the least until then.
+    // Memory is given back before a process counts as dead: how much there was when it was killed is the least until
+    // then.
     if (!account.anyDeath) account.leastBeforeDeath = account.least;
     if (noteDeaths(now, left) > 0) account.anyDeath = true;
 
@@ -255,9 +255,10 @@ void print(const Account& account) {
 }
 
 int usage() {
-  fprintf(stderr,
-          "Usage: reprieve-sampler [--mark PERMILLE] [--critical PERMILLE] [--rest MS] [--short-limit MS] [--limit MS]\n"
-          "         --job NAME CGROUP STATS ... --leak CGROUP PROCESSES\n");
+  fprintf(
+      stderr,
+      "Usage: reprieve-sampler [--mark PERMILLE] [--critical PERMILLE] [--rest MS] [--short-limit MS] [--limit MS]\n"
+      "         --job NAME CGROUP STATS ... --leak CGROUP PROCESSES\n");
   return 2;
 }
 

@@ -26,7 +26,8 @@ struct Leaker {
     if (before >= options.cap) rest();
     const size_t size = std::min(options.chunk, options.cap - before);
     char* chunk;
-    while ((chunk = mapAnonymous(size)) == nullptr) {  // the kernel's part did not fit either
+    while ((chunk = options.huge ? mapHuge(size) : mapAnonymous(size)) ==
+           nullptr) {  // the kernel's part did not fit either
       noteRefusal();
       sleepUs(1000);
     }

@@ -93,6 +93,8 @@ constexpr Option kOptions[] = {
     {"--name", kAll, Unit::text, &Options::name, 0, 0, "process name, 15 characters are kept"},
     {"--timeout", kAll, Unit::seconds, &Options::timeoutUs, 1, kDayUs,
      "exit 124 after that (60s); SIGKILL a second later if parked"},
+    {"--huge", kLeak | kWork, Unit::flag, &Options::huge, 0, 0,
+     "with huge pages where the system gives them: far fewer faults"},
     {"--outlive-parent", kAll, Unit::flag, &Options::outliveParent, 0, 0, "do not die with the parent process"},
 };
 

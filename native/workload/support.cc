@@ -24,6 +24,8 @@ namespace {
 
 bool tied;            // to the parent, by PR_SET_PDEATHSIG
 uint64_t deadlineUs;  // nobody runs beyond it
+// How much is touched between two looks at the clock: one fault, or so little of a huge page that a look is no burden.
+size_t stretch;
 
 timespec toTimespec(uint64_t us) {
   return {static_cast<time_t>(us / 1'000'000), static_cast<long>(us % 1'000'000) * 1000};
@@ -180,7 +182,8 @@ void prepare(const Options& options) {
   signal(SIGPIPE, SIG_IGN);
   // One fault is to be one page: a transparent huge page would make "256 KiB a millisecond" a
   // leap of 2 MiB. Inherited by children; a kernel without it has no huge pages to refuse.
-  prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+  stretch = options.huge ? 256 << 10 : pageSize();
+  if (!options.huge) prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
   // Before joining: what the stats cost is then not charged to the cgroup under test.
   openStats(options.statsFile);
   for (size_t i = 0; i < options.join.count; ++i) joinCgroup(options.join.paths[i]);
@@ -200,6 +203,17 @@ void awaitStart(const Options& options) {
 char* mapAnonymous(size_t bytes) {
   void* area = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return area == MAP_FAILED ? nullptr : static_cast<char*>(area);
+}
+
+char* mapHuge(size_t bytes) {
+  constexpr uintptr_t kHuge = 2 << 20;
+  char* area = mapAnonymous(bytes + kHuge);
+  if (area == nullptr) return nullptr;
+  // The kernel gives no huge page where its boundaries lie outside of the mapping.
+  const size_t before = -reinterpret_cast<uintptr_t>(area) % kHuge;
+  if (before > 0) munmap(area, before);
+  munmap(area + before + bytes, kHuge - before);
+  return area + before;
 }
 
 size_t pageSize() {
@@ -226,12 +240,13 @@ void noteStall(uint64_t us, uint64_t endedAtUs) {
 void touch(char* begin, size_t bytes) {
   const size_t step = pageSize();
   uint64_t before = nowUs();
-  for (size_t offset = 0; offset < bytes; offset += step) {
+  for (size_t offset = 0; offset < bytes; offset += stretch) {
     stampBefore(before);
-    *reinterpret_cast<volatile uint64_t*>(begin + offset) = before;
+    const size_t end = bytes - offset < stretch ? bytes : offset + stretch;
+    for (size_t page = offset; page < end; page += step) *reinterpret_cast<volatile uint64_t*>(begin + page) = before;
     const uint64_t after = nowUs();
     stats->endedAtUs.store(after, std::memory_order_relaxed);
-    stats->bytesTouched.fetch_add(bytes - offset < step ? bytes - offset : step, std::memory_order_relaxed);
+    stats->bytesTouched.fetch_add(end - offset, std::memory_order_relaxed);
     noteStall(after - before, after);
     before = after;
   }

@@ -47,6 +47,7 @@ struct Options {
   const char* file = nullptr;
   bool gate = false;
   bool outliveParent = false;
+  bool huge = false;
   uint64_t delayUs = 0;
   uint64_t timeoutUs = 60'000'000;
   uint64_t chunk = 256 << 10;
@@ -92,6 +93,7 @@ void prepare(const Options&);
 void awaitStart(const Options&);
 
 char* mapAnonymous(size_t bytes);  // nullptr on failure
+char* mapHuge(size_t bytes);       // the same, where huge pages fit
 size_t pageSize();
 void stampBefore(uint64_t us);
 void noteRefusal();

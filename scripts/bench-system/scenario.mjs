@@ -16,21 +16,22 @@ export const SHORT_LIMIT_MS = 20_000;
 
 /** Processes that leak, and those of the job in all; each shape has another reason to be difficult. */
 export const SHAPES = {
-  steady: { processes: 1, words: ['--chunk', '256KiB', '--every', '2500us'] },
-  burst: { processes: 1, words: ['--chunk', '4MiB', '--every', '0'] },
-  eight: { processes: 9, words: ['--processes', '8', '--chunk', '256KiB', '--every', '20ms'] },
+  steady: { processes: 1, words: ['--chunk', '2MiB', '--every', '20ms'] },
+  burst: { processes: 1, words: ['--chunk', '16MiB', '--every', '0'] },
+  eight: { processes: 9, words: ['--processes', '8', '--chunk', '2MiB', '--every', '160ms'] },
 };
 
 /** The service comes by all of its memory every one or two seconds; the innocents do little, so that all fit on two processors. */
 const SERVICE = ['--scratch', '16KiB', '--sweep', '512KiB', '--pause', '1000us'];
 const INNOCENT = ['--scratch', '4KiB', '--pause', '4000us'];
-const LONG = ['--timeout', '600s', '--outlive-parent', '--gate'];
+/** Huge pages are what a program gets; and an emulated processor takes far longer for a page fault than for a page. */
+const COMMON = ['--huge', '--outlive-parent', '--gate'];
 
 /** The jobs before the leak: name and words for the workload program. */
 export function jobsOn(memTotalBytes) {
   const work = (name, set, words) => ({
     name,
-    words: ['work', '--name', name, '--set', String(set), ...words, ...LONG],
+    words: ['work', '--name', name, '--set', String(set), ...words, '--timeout', '600s', ...COMMON],
   });
   const innocents = Array.from({ length: INNOCENTS }, (_, index) => work(`innocent-${index + 1}`, 4 << 20, INNOCENT));
   return [work('service', Math.floor((memTotalBytes * SERVICE_SHARE) / 4096) * 4096, SERVICE), ...innocents];
@@ -38,6 +39,6 @@ export function jobsOn(memTotalBytes) {
 
 /** The leak ends by itself when a run has taken far too long. Each process may die alone: none is tied to its parent. */
 export function leakOf(shape) {
-  const words = ['leak', '--name', 'leaker', ...SHAPES[shape].words, '--timeout', '90s', '--outlive-parent', '--gate'];
+  const words = ['leak', '--name', 'leaker', ...SHAPES[shape].words, '--timeout', '90s', ...COMMON];
   return { name: 'leak', words };
 }
