@@ -78,7 +78,6 @@ async function main() {
     }
     console.log(JSON.stringify({ shape, run, ...result }));
   }
-  await stage.clean();
 }
 
 await main();

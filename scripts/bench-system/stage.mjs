@@ -18,7 +18,7 @@ import { HANDLER_CGROUP, HIERARCHY, SCOPE } from './scenario.mjs';
 const STATS_BYTES = 4096;
 const CLEAN_WITHIN_MS = 15_000;
 /** What may be missing of the memory that was available at the start: caches of the kernel's grow. */
-const CLEAN_SLACK_KIB = 12 << 10;
+const CLEAN_SLACK_KIB = 24 << 10;
 const READY_WITHIN_MS = 60_000;
 
 /** In KiB. */
@@ -36,11 +36,11 @@ function run(command, ...words) {
   if (status !== 0) throw new Error(`${command} ${words.join(' ')}: ${error?.message ?? stderr}`);
 }
 
-/** Resolves when it is true, looked at every 20 ms. */
+/** Resolves when it is true, looked at every 50 ms. */
 async function until(condition, ms, what) {
   for (const end = performance.now() + ms; !condition(); ) {
-    if (performance.now() > end) throw new Error(`${what} within ${ms} ms`);
-    await sleep(20);
+    if (performance.now() > end) throw new Error(`${what()} within ${ms} ms`);
+    await sleep(50);
   }
 }
 
@@ -90,7 +90,12 @@ export class Stage {
       return meminfo('MemAvailable');
     };
     this.#available ??= available();
-    await until(() => available() > this.#available - CLEAN_SLACK_KIB, CLEAN_WITHIN_MS, 'memory was not back');
+    const missing = () => this.#available - available();
+    await until(
+      () => missing() < CLEAN_SLACK_KIB,
+      CLEAN_WITHIN_MS,
+      () => `${missing()} KiB of memory were not back`,
+    );
   }
 
   async #remove(path) {
@@ -99,7 +104,7 @@ export class Stage {
     await until(
       () => numberIn(join(path, 'cgroup.events'), 'populated') === 0,
       CLEAN_WITHIN_MS,
-      `${path} was not empty`,
+      () => `${path} was not empty`,
     );
     for (const entry of readdirSync(path, { withFileTypes: true }))
       if (entry.isDirectory()) rmdirSync(join(path, entry.name));
@@ -148,7 +153,10 @@ export class Stage {
     const child = this.#spawn(join(HIERARCHY, HANDLER_CGROUP), 0, words, ['ignore', fd, fd]);
     closeSync(fd);
     const look = () => ready.test(readFileSync(log, 'utf8'));
-    await Promise.race([until(look, READY_WITHIN_MS, `${words[0]} was not ready`), this.#refuse(child, words[0], log)]);
+    await Promise.race([
+      until(look, READY_WITHIN_MS, () => `${words[0]} was not ready`),
+      this.#refuse(child, words[0], log),
+    ]);
   }
 
   handlerLog() {

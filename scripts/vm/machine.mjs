@@ -62,7 +62,16 @@ function qemuWords({ kernel, initrd }, { memory, cpus, swap, psi, cgroup, system
   if (cgroup === 'none') append.push('cgroup_disable=memory');
   if (systemd) append.push(`systemd.unified_cgroup_hierarchy=${cgroup === 'v1' ? 0 : 1}`, 'TERM=dumb');
   return [
-    ...['-accel', hasKvm() ? 'kvm' : 'tcg,thread=multi', '-cpu', hasKvm() ? 'max' : 'max,-erms', '-smp', cpus, '-m', `${memory / 2 ** 20}M`],
+    ...[
+      '-accel',
+      hasKvm() ? 'kvm' : 'tcg,thread=multi',
+      '-cpu',
+      hasKvm() ? 'max' : 'max,-erms',
+      '-smp',
+      cpus,
+      '-m',
+      `${memory / 2 ** 20}M`,
+    ],
     ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
     ...['-kernel', kernel, '-initrd', initrd, '-append', append.join(' ')],
     ...['-chardev', 'socket,id=log,fd=3', '-serial', 'chardev:log', '-device', 'virtio-serial-pci'],
