@@ -78,6 +78,7 @@ async function main() {
     }
     console.log(JSON.stringify({ shape, run, ...result }));
   }
+  stage.close();
 }
 
 await main();

@@ -65,4 +65,9 @@ export const HANDLERS = {
       stage.setAttribute('service', 'trusted.oomd_avoid', '1');
     },
   },
+  reprieve: {
+    title: 'reprieve',
+    words: () => [process.execPath, join(here, 'reprieve.mjs')],
+    ready: /^watching/m,
+  },
 };

@@ -77,7 +77,7 @@ export class Stage {
 
   /** Ends what is left of the run before, and waits until its memory is back. */
   async clean() {
-    for (const folder of [SCOPE, HANDLER_CGROUP]) await this.#remove(join(HIERARCHY, folder));
+    for (const path of this.#all()) await this.#remove(path);
     this.#children.clear();
     this.oomScoreAdj = 0;
     for (const device of this.#swap) {
@@ -98,8 +98,22 @@ export class Stage {
     );
   }
 
+  /** Kills everything; the machine is about to end. */
+  close() {
+    for (const path of this.#all()) writeFileSync(join(path, 'cgroup.kill'), '1');
+  }
+
+  #all() {
+    return [join(HIERARCHY, SCOPE), ...this.#handlerCgroups()].filter((path) => existsSync(path));
+  }
+
+  /** Where it was started, and where it may have moved itself. */
+  #handlerCgroups() {
+    const own = readdirSync(HIERARCHY).filter((name) => name.startsWith('reprieve-handler-'));
+    return [HANDLER_CGROUP, ...own].map((name) => join(HIERARCHY, name));
+  }
+
   async #remove(path) {
-    if (!existsSync(path)) return;
     writeFileSync(join(path, 'cgroup.kill'), '1');
     await until(
       () => numberIn(join(path, 'cgroup.events'), 'populated') === 0,
@@ -166,12 +180,14 @@ export class Stage {
 
   /** Of all processes of the handler: resident KiB, and microseconds of processor time so far. */
   handlerUse() {
-    const cgroup = join(HIERARCHY, HANDLER_CGROUP);
-    const pids = readFileSync(join(cgroup, 'cgroup.procs'), 'utf8').split('\n').filter(Boolean);
+    const cgroups = this.#handlerCgroups();
+    const pids = cgroups.flatMap((path) =>
+      readFileSync(join(path, 'cgroup.procs'), 'utf8').split('\n').filter(Boolean),
+    );
     const resident = (pid) => Number(readFileSync(`/proc/${pid}/status`, 'utf8').match(/^VmRSS:\s*(\d+)/m)?.[1] ?? 0);
     return {
       rssKiB: pids.reduce((sum, pid) => sum + resident(pid), 0),
-      cpuUs: numberIn(join(cgroup, 'cpu.stat'), 'usage_usec'),
+      cpuUs: cgroups.reduce((sum, path) => sum + numberIn(join(path, 'cpu.stat'), 'usage_usec'), 0),
     };
   }
 
