@@ -227,11 +227,7 @@ export class HierarchyV2 extends RealHierarchy {
       watched.thrashed = own.thrashed();
       listeners.push(
         openPressure(directory, 'memory.pressure', 'full', STALL_MS, (atUs) => {
-          const before = watched.thrashed;
-          watched.thrashed = own.thrashed();
-          if (watched.thrashed - before < THRASHED * own.limit()) return;
-          watched.pressedUntilUs = this.clock.nowUs() + PRESSED_US;
-          signal(atUs);
+          if (!own.closed && this.#isThrashing(own, watched)) signal(atUs);
         }),
       );
       if (watched.hold === null) listeners.push(this.#approach(own, watched, signal));
@@ -247,6 +243,19 @@ export class HierarchyV2 extends RealHierarchy {
       },
       trigger: () => setImmediate(() => signal(this.clock.nowUs())),
     };
+  }
+
+  #isThrashing(memcg: MemcgV2, watched: Watched): boolean {
+    const before = watched.thrashed;
+    try {
+      watched.thrashed = memcg.thrashed();
+      if (watched.thrashed - before < THRASHED * memcg.limit()) return false;
+    } catch (error) {
+      if (isVanished(error)) return false;
+      throw error;
+    }
+    watched.pressedUntilUs = this.clock.nowUs() + PRESSED_US;
+    return true;
   }
 
   #approach(memcg: MemcgV2, watched: Watched, signal: (atUs: number) => void): Listener {

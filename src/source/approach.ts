@@ -1,5 +1,6 @@
 import type { Listener } from '../cgroup/cgroup.js';
 import type { Clock } from '../clock.js';
+import { isVanished } from '../errors.js';
 
 /** Longest and shortest pause between two looks, in milliseconds. */
 const LONGEST_MS = 500;
@@ -67,9 +68,14 @@ export class Approach implements Listener {
   look(): void {
     if (this.#closed) return;
     this.#cancel();
-    const left = this.#sample();
-    const pauseMs = this.#wait(left);
-    this.#options.looked(left, this.#rate, pauseMs);
+    try {
+      const left = this.#sample();
+      const pauseMs = this.#wait(left);
+      this.#options.looked(left, this.#rate, pauseMs);
+    } catch (error) {
+      this.close();
+      if (!isVanished(error)) throw error; // that it was removed is told elsewhere
+    }
   }
 
   close(): void {
