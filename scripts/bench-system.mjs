@@ -85,9 +85,9 @@ async function* boot({ handler, swap, shapes, runs, programs }, signal) {
   const vm = spawn(process.execPath, ['scripts/vm.mjs', ...machine, ...environment, '--', ...command], {
     cwd: root,
     stdio: ['ignore', 'pipe', 'inherit'],
-    signal,
-    killSignal: 'SIGTERM',
   });
+  const kill = () => vm.kill('SIGTERM');
+  signal.addEventListener('abort', kill, { once: true });
   const ended = once(vm, 'close');
   let told = 0;
   for await (const line of createInterface({ input: vm.stdout })) {
@@ -95,6 +95,8 @@ async function* boot({ handler, swap, shapes, runs, programs }, signal) {
     else console.error(line);
   }
   const [code] = await ended;
+  signal.removeEventListener('abort', kill);
+  if (signal.aborted) return;
   for (const { shape, run } of played.slice(told)) {
     yield { handler, swap, shape, run, error: `the machine ended before (${code})` };
   }
@@ -124,6 +126,7 @@ async function main() {
   const total = options.swaps.length * options.handlers.length * options.shapes.length * options.runs;
   for (const swap of options.swaps) {
     for (const handler of options.handlers) {
+      if (stop.signal.aborted) break;
       for await (const result of boot({ ...options, handler, swap, programs }, stop.signal)) {
         const verdict = judge(result);
         results.push({ ...result, verdict });
@@ -139,6 +142,10 @@ async function main() {
     minutes: (performance.now() - startedAt) / 60_000,
   };
   console.log(renderTables(results, machine));
+  if (stop.signal.aborted) {
+    console.log(`\nStopped early: ${stop.signal.reason.message}.`);
+    process.exitCode = 1;
+  }
   if (options.json !== undefined) writeFileSync(options.json, JSON.stringify({ machine, results }, null, 1));
 }
 

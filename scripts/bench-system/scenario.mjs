@@ -5,7 +5,7 @@ export const HIERARCHY = '/sys/fs/cgroup';
 /** All jobs are children of this cgroup. */
 export const SCOPE = '/bench';
 export const HANDLER_CGROUP = '/handler';
-export const INNOCENTS = 5;
+const INNOCENTS = 5;
 /** The largest process until the last twentieth of memory, where the one that leaks alone has overtaken it. */
 const SERVICE_SHARE = 0.4;
 
