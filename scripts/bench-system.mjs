@@ -26,7 +26,7 @@ const QUICK = ['none', 'prepared', 'oomd-set', 'reprieve'];
 const SWAPS = { on: [true], off: [false], both: [false, true] };
 /** A boot, and a run that never ends; most take 15 s. */
 const BOOT_SECONDS = 60;
-const RUN_SECONDS = 150;
+const RUN_SECONDS = 300;
 
 function listOf(text, known, option) {
   const names = text.split(',');

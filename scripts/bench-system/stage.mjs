@@ -19,7 +19,7 @@ const STATS_BYTES = 4096;
 const CLEAN_WITHIN_MS = 15_000;
 /** What may be missing of the memory that was available at the start: caches of the kernel's grow. */
 const CLEAN_SLACK_KIB = 24 << 10;
-const READY_WITHIN_MS = 60_000;
+const READY_WITHIN_MS = 180_000;
 
 /** In KiB. */
 export function meminfo(name) {
