@@ -1,6 +1,7 @@
 import { release } from 'node:os';
-import type { Capabilities } from './capabilities.js';
+import type { Findings } from './capabilities.js';
 import type { SimulatedHierarchy } from './cgroup/simulated.js';
+import { offersOf } from './offers.js';
 import { ArenaAllocator } from './reserve/arena.js';
 import type { Ground } from './self/ground.js';
 import { NO_OWN_MEMCG } from './self/own-memcg.js';
@@ -10,14 +11,16 @@ const RESERVE = 8 * 2 ** 20;
 
 /** What a handler of the simulation stands on: nothing of this machine is touched. */
 export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
-  const capabilities: Capabilities = {
+  const found: Findings = {
     kernel: `simulated on ${release()}`,
     memoryV1: { point: 'simulated', writable: true },
     cgroupV2: null,
+    memcgs: 'v1',
+    v2: null,
     oomControl: true,
     eventControl: true,
     kernelReserve: false,
-    freezer: false,
+    freezer: null,
     psi: 'none',
     pidfd: true,
     mrelease: false,
@@ -27,15 +30,17 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     lockableBytes: 0,
     held: [],
     missing: [],
+    lowersScore: false,
+    swap: { total: 0, zram: 0 },
     scheduling: null,
     lockedText: null,
     youngGeneration: null,
-    refuge: false,
+    refuge: null,
     ownMemcg: null,
   };
   return {
     hierarchy,
-    capabilities,
+    capabilities: { ...found, scopes: offersOf(found) },
     reserve: { bytes: RESERVE, arena: new ArenaAllocator(new ArrayBuffer(RESERVE)) },
     own: NO_OWN_MEMCG,
     overcharge: null,

@@ -193,7 +193,7 @@ export class Machine implements Memcg {
 }
 
 /** The part of all swap that lies on zram devices (proc_swaps(5)). */
-function zramPart(): number {
+export function zramPart(): number {
   let [all, zram] = [0, 0];
   for (const line of readFileSync('/proc/swaps', 'utf8').split('\n').slice(1)) {
     const [name = '', , size] = line.split(/\s+/);

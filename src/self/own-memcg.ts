@@ -1,5 +1,6 @@
 import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import { findGround } from '../cgroup/delegation.js';
 import { type CgroupMount, cgroupPathOf } from '../cgroup/mounts.js';
 import { invalidOption, type SystemError } from '../errors.js';
 import type { Entry, FileLedger } from '../guard/ledger.js';
@@ -78,8 +79,9 @@ interface Held {
 }
 
 /**
- * The memcg directly below the root, where no watched memcg's limit reaches. All handlers of a process share it, each
- * has it written down; the process is in it as long as one of them needs that.
+ * The memcg directly below the root, where no watched memcg's limit reaches, or, for a user who has none but what was
+ * delegated to him, directly below that. All handlers of a process share it, each has it written down; the process is in it
+ * as long as one of them needs that.
  */
 class Refuge {
   static shared: Refuge | undefined;
@@ -88,6 +90,8 @@ class Refuge {
   readonly inode: number;
   readonly #mount: CgroupMount;
   readonly #root: Directory;
+  /** Where it is made. */
+  readonly #above: Directory;
   readonly #held: Held;
   /** Takes what the drill writes. */
   readonly #nowhere: ControlFile;
@@ -102,13 +106,16 @@ class Refuge {
   /** @throws the system's error; nothing is left then */
   constructor(mount: CgroupMount) {
     const name = `${PREFIX}${process.pid}`;
-    this.path = `/${name}`;
+    // Where nothing is allowed, the root says why.
+    const ground = findGround(mount, ownMemcgPath(mount)) ?? '/';
+    this.path = `${ground === '/' ? '' : ground}/${name}`;
     this.#mount = mount;
     this.#root = new (native().Directory)(mount.point);
+    this.#above = new (native().Directory)(`${mount.point}${ground}`);
     let held: Held | undefined;
     try {
-      removeStale(this.#root, name);
-      held = makeHeld(this.#root, name);
+      removeStale(this.#above, name);
+      held = makeHeld(this.#above, this.path, name);
       const devices = new (native().Directory)('/dev');
       this.#nowhere = devices.openFile('null', 'write');
       devices.close();
@@ -116,8 +123,9 @@ class Refuge {
     } catch (error) {
       if (held !== undefined) {
         closeHeld(held);
-        this.#root.removeDirectory(name);
+        this.#above.removeDirectory(name);
       }
+      this.#above.close();
       this.#root.close();
       throw error;
     }
@@ -218,12 +226,13 @@ class Refuge {
       for (const pid of this.#listed()) {
         // A guard may have something to do yet, and not where it may be full.
         if (!guards.has(pid) && this.#home !== null && this.#moveHome(pid, this.#home)) continue;
-        if (this.#isHere(pid)) this.#root.writeFile('cgroup.procs', pid);
+        if (this.#isHere(pid)) this.#above.writeFile('cgroup.procs', pid);
       }
-      this.#root.removeDirectory(this.path.slice(1));
+      this.#above.removeDirectory(this.path.slice(this.path.lastIndexOf('/') + 1));
     } finally {
       for (const held of [this.#held, this.#home]) if (held !== null) closeHeld(held);
       this.#nowhere.close();
+      this.#above.close();
       this.#root.close();
     }
   }
@@ -240,15 +249,15 @@ function attemptMove(procs: ControlFile, pid: string): boolean {
 }
 
 /** Makes the memcg, and claims it: it may be empty, and is in use all the same. */
-function makeHeld(root: Directory, name: string): Held {
+function makeHeld(above: Directory, path: string, name: string): Held {
   const nap = new Int32Array(new SharedArrayBuffer(4));
   for (let attempt = 1; ; attempt++) {
     let directory: Directory | undefined;
     try {
-      makeDirectory(root, name);
-      directory = root.openBeneath(name);
-      if (directory.claim()) return { path: `/${name}`, directory, procs: directory.openFile('cgroup.procs', 'write') };
-      if (attempt === MOST_ATTEMPTS) throw new Error(`/${name} is another handler's`);
+      makeDirectory(above, name);
+      directory = above.openBeneath(name);
+      if (directory.claim()) return { path, directory, procs: directory.openFile('cgroup.procs', 'write') };
+      if (attempt === MOST_ATTEMPTS) throw new Error(`${path} is another handler's`);
     } catch (error) {
       directory?.close();
       // Removed since: another handler that starts now took it for a stale one.
