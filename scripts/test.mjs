@@ -21,13 +21,12 @@ function runs(command) {
 }
 
 /** A tier of vitest: its counts from the report, so that a run that broke down cannot pass for a short one. */
-function vitest(project) {
-  const output = join(scratch, `${project}.json`);
+function vitest(...projects) {
+  const output = join(scratch, `${projects[0]}.json`);
   const { status } = run(process.execPath, [
     'node_modules/vitest/vitest.mjs',
     'run',
-    '--project',
-    project,
+    ...projects.flatMap((project) => ['--project', project]),
     '--reporter=default',
     '--reporter=json',
     `--outputFile.json=${output}`,
@@ -106,7 +105,7 @@ const noNative = !runs('cmake')
 const tiers = {
   unit: { skip: null, run: () => vitest('unit') },
   native: { skip: noNative, run: native },
-  host: { skip: noHost, run: () => vitest('host') },
+  host: { skip: noHost, run: () => vitest('host', 'behaviour') },
   vm: { skip: whatIsMissing({ systemd: true }), run: () => vitest('vm') },
   chaos: { skip: noHost ?? noCompiler, run: () => vitest('chaos') },
 };

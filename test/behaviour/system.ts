@@ -1,6 +1,7 @@
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { findMemoryV1, findUnified, findV1, readCgroupMounts } from '../../src/cgroup/mounts.js';
-import type { JobRule, JobSettings, WatchOptions } from '../../src/index.js';
+import { type JobRule, type JobSettings, OomHandler, type WatchOptions } from '../../src/index.js';
 import { MiB } from '../support/scene.js';
 import { Environment } from './environment.js';
 import { makeUnified } from './memcg-v2.js';
@@ -10,6 +11,18 @@ const HANDLER_BYTES = 96 * MiB;
 
 const numberIn = (file: string, key: string) =>
   Number(new RegExp(`^${key}:?\\s+(\\d+)`, 'm').exec(readFileSync(file, 'utf8'))?.[1]);
+
+/** What the machine has left when the jobs have taken what was to be theirs. */
+const BEYOND_BYTES = 80 * MiB;
+
+const available = () => numberIn('/proc/meminfo', 'MemAvailable') * 1024;
+
+let warm: Promise<void> | undefined;
+/** What a handler takes of memory when it is opened for the first time is not to count as the jobs'. */
+function warmUp(): Promise<void> {
+  warm ??= OomHandler.open({ reserve: 0 }).then((handler) => handler.close());
+  return warm;
+}
 
 /**
  * The whole machine: out of memory when the jobs have taken what was to be theirs. Everything else on it is protected. The
@@ -42,8 +55,14 @@ export class System extends Environment {
     return below;
   }
 
-  override bound(bytes: number): void {
-    this.#available = numberIn('/proc/meminfo', 'MemAvailable') * 1024 - bytes;
+  /** So near to the end of all memory that the kernel's killer is not far once it is its turn. */
+  override async bound(bytes: number): Promise<void> {
+    await warmUp();
+    const ballast = '/dev/shm/reprieve-test-ballast';
+    this.onClear(() => rmSync(ballast, { force: true }));
+    const surplus = available() - bytes - BEYOND_BYTES;
+    if (surplus > 0) execFileSync('fallocate', ['-l', String(surplus), ballast]);
+    this.#available = available() - bytes;
   }
 
   override boundBelow(): string {
