@@ -134,7 +134,7 @@ behaviour(
     batch.go();
     await sleep(50);
     // Nothing of ours runs until there is room again.
-    const end = Date.now() + 2_000;
+    const end = Date.now() + 10_000;
     while (batch.stat('bytes') < 44 * MiB && Date.now() < end);
     const late = Date.now() + 100;
     while (Date.now() < late);
