@@ -57,11 +57,15 @@ export class System extends Environment {
 
   /** So near to the end of all memory that the kernel's killer is not far once it is its turn. */
   override async bound(bytes: number): Promise<void> {
+    if (!process.env.REPRIEVE_EMULATED) throw new Error('the memory of a machine that others use is not to be filled');
     await warmUp();
     const ballast = '/dev/shm/reprieve-test-ballast';
     this.onClear(() => rmSync(ballast, { force: true }));
     const surplus = available() - bytes - BEYOND_BYTES;
-    if (surplus > 0) execFileSync('fallocate', ['-l', String(surplus), ballast]);
+    if (surplus > 0) {
+      execFileSync('mount', ['-o', 'remount,size=95%', '/dev/shm']);
+      execFileSync('fallocate', ['-l', String(surplus), ballast]);
+    }
     this.#available = available() - bytes;
   }
 
