@@ -306,14 +306,14 @@ bool Guard::isUnheardFor(uint32_t respondMs) const {
   return time_ - beatAt_ > (uint64_t{respondMs} + settings_.silenceMs) * kMillisecond;
 }
 
-/** Where nobody parks only who was frozen waits for the handler. */
+/** Where nobody parks only who was frozen, or is throttled, waits for the handler. */
 void Guard::lookAtTended() {
   if (cause_.id != 0) return;
   const TendedScope* overdue = tended_.findDue([this](const TendedScope& scope) {
     const auto& [open, parked, since] = scope.condition;
     return open && !parked && time_ - since > (uint64_t{scope.handleMs} + settings_.silenceMs) * kMillisecond;
   });
-  if (overdue == nullptr || !holdsFrozen(instance_.get())) return;
+  if (overdue == nullptr || !holdsSomebody(instance_.get())) return;
   cause_ = {overdue->id, overdue->pathText()};
   reason_ = Reason::kOverdue;
 }
@@ -352,7 +352,7 @@ void Guard::lookBelow() {
     cause_ = {slot.inode, slot.pathText()};
     reason_ = Reason::kSilent;
   });
-  if (!frozen || cause_.id != 0) return;
+  if (cause_.id != 0 || !(frozen || state.braked())) return;
   const TendedScope* due = tended_.findDue([this](const TendedScope& scope) { return isUnheardFor(scope.respondMs); });
   if (due == nullptr) return;
   cause_ = {due->id, due->pathText()};

@@ -13,6 +13,12 @@
 #include "restorer.h"
 
 namespace reprieve::guard {
+namespace {
+
+/** The kernel's charge stock keeps as much from the usage of a memcg whose tasks are throttled. */
+constexpr uint64_t kBrakeSlack = uint64_t{1} << 20;
+
+}  // namespace
 
 int State::open(int directory) {
   // Two mount points of the longest kind would not fit, and neither would their cgroups' paths.
@@ -62,6 +68,23 @@ bool State::frozen() const {
   bool found = false;
   forEachFile(files_.get(), [&](const FileRecord& record) {
     found = record.kind == Kind::kFile && partOf(record) == kFreezers;
+    return !found;
+  });
+  return found;
+}
+
+bool State::braked() const {
+  bool found = false;
+  forEachFile(files_.get(), [&](const FileRecord& record) {
+    uint64_t was = 0;
+    uint64_t wrote = 0;
+    uint64_t usage = 0;
+    Fd directory;
+    int number = 0;
+    if (record.kind != Kind::kFile || record.name != "memory.high") return true;
+    if (!parseValue(record.name, record.was, was) || !parseValue(record.name, record.wrote, wrote)) return true;
+    found = wrote < was && openGroup(record, directory, number) == Found::kHere &&
+            readUsage(directory.get(), record.name, usage) == 0 && usage + kBrakeSlack >= wrote;
     return !found;
   });
   return found;

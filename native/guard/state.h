@@ -53,6 +53,8 @@ class State {
 
   /** Whether something that we froze is still written down. */
   bool frozen() const;
+  /** A `memory.high` that the handler has lowered is used up: tasks are throttled there. */
+  bool braked() const;
   /**
    * Whether more is in use than a limit that is to be put back allows, so that someone has to die first; in the memcg
    * of that inode, or with 0 anywhere.

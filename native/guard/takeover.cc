@@ -71,6 +71,11 @@ constexpr std::string_view whyActing(Reason reason) {
 
 }  // namespace
 
+bool holdsSomebody(int instance) {
+  State state;
+  return state.open(instance) == 0 && (state.frozen() || state.braked());
+}
+
 bool holdsFrozen(int instance) {
   State state;
   return state.open(instance) == 0 && state.frozen();

@@ -53,6 +53,8 @@ struct Scene {
 
 /** Whether jobs stand frozen that this instance froze. */
 bool holdsFrozen(int instance);
+/** The same, or tasks are throttled at a `memory.high` that it has lowered. */
+bool holdsSomebody(int instance);
 
 /**
  * What the guard does in place of a handler that cannot: who was announced dies, one after the other, while that is

@@ -22,7 +22,7 @@ const CGROUP2_SUPER_MAGIC = 0x63677270;
 
 /** Of `memory.stat`, all below included. */
 const STAT_KEYS = ['anon', 'file', 'shmem', 'active_file', 'inactive_file', 'slab_reclaimable'] as const;
-const EVENT_KEYS = ['oom_kill'] as const;
+const EVENT_KEYS = ['oom_kill', 'oom_group_kill'] as const;
 /** Pages that came back soon after they were dropped: what is in use does not fit. */
 const THRASH_KEYS = ['workingset_activate_anon', 'workingset_activate_file'] as const;
 const POPULATED = ['populated'] as const;
@@ -88,7 +88,8 @@ export class MemcgV2 extends RealMemcg {
 
   kills(): number {
     this.doing('reading the events', () => this.file('memory.events').readFields(EVENT_KEYS, eventFields));
-    return eventFields[0] || 0;
+    // Who is chosen in a job that dies whole is counted twice (oom_kill_process() in mm/oom_kill.c).
+    return (eventFields[0] || 0) - (eventFields[1] || 0);
   }
 
   usage(): number {

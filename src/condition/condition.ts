@@ -654,7 +654,8 @@ export class OomCondition {
       // A victim that never dies does not keep a condition open in which nobody waits.
       if (this.#victims.isDyingFor(clearUs)) return this.#look();
       // The kernel's victim gives its memory back before it is gone.
-      if (this.#state === 'kernel' && quietUs < GONE_US && this.#kernelVictims().length === 0) {
+      const patienceUs = owner.parks ? GONE_US : clearUs / 2; // it may have some way to go until its limit
+      if (this.#state === 'kernel' && quietUs < patienceUs && this.#kernelVictims().length === 0) {
         return this.#look();
       }
       return this.#cleared();

@@ -30,7 +30,7 @@ export abstract class Environment extends CgroupScene {
   abstract readonly owner: string;
   /** A task that needs memory waits while the policy thinks; else it goes on until the kernel kills. */
   abstract readonly holds: boolean;
-  /** Who waits does so in the kernel, and can be seen there. */
+  /** Who waits does so in the kernel, can be seen there, and the guard acts for him. */
   readonly parks: boolean = false;
   /** The error of a scope that would be one, and is not there. */
   readonly missingScope: ErrorCode = 'ERR_REPRIEVE_NOT_A_MEMCG';

@@ -61,7 +61,9 @@ export class MemcgV2 extends Environment {
   }
 
   override kernelKills(): number {
-    return this.field('', 'memory.events', 'oom_kill');
+    // Who is chosen in a job that dies whole is counted twice.
+    const count = (key: string) => this.field('', 'memory.events', key);
+    return count('oom_kill') - count('oom_group_kill');
   }
 
   override frozen(): string[] {

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { expect } from 'vitest';
 import { lowestPriority, type Policy } from '../../src/index.js';
 import { type Job, MiB } from '../support/scene.js';
-import { behaviour } from './behaviour.js';
+import { behaviour, different } from './behaviour.js';
 
 const priorities = { 'web*': { priority: 90 }, 'batch*': { priority: 10 } };
 
@@ -104,7 +104,10 @@ behaviour('nested', 'a job dies whole, with all that is below it', {}, async (en
   expect(web.alive()).toBe(true);
 });
 
-behaviour('fork', 'a job that forks while it is killed dies whole', {}, async (env) => {
+const FORKS = different(
+  'Forks take memory inside the kernel, past what holds tasks: the kernel may kill some of the job too.',
+);
+behaviour('fork', 'a job that forks while it is killed dies whole', { 'v2-hold': FORKS }, async (env) => {
   await env.bound(64 * MiB);
   for (const below of ['web', 'batch']) env.make(below);
   const web = await env.start('web', 'work --set 8MiB');
@@ -116,7 +119,7 @@ behaviour('fork', 'a job that forks while it is killed dies whole', {}, async (e
   bomb.go();
   const report = await env.report();
   await bomb.gone;
-  expect(env.dead(report)).toEqual(['batch']);
+  expect([...new Set([...env.victims(report), ...env.kernelVictims(report)])]).toEqual(['batch']);
   expect(report.victims[0]?.pids.length).toBeGreaterThan(1);
   await env.until(() => env.pids('batch').length === 0, 'all of it is gone');
   expect(web.alive()).toBe(true);
@@ -197,7 +200,7 @@ behaviour('page-cache', 'a job that streams a file through the page cache opens 
   const end = Promise.race([stream.gone, sleep(20_000)]).then(() => 'end');
   while ((await Promise.race([end, sleep(10)])) !== 'end') froze += env.frozen().length;
   expect(stream.child.exitCode).toBe(0);
-  expect(stream.stat('bytes')).toBeGreaterThan(64 * MiB);
+  expect(stream.stat('bytes')).toBeGreaterThan(44 * MiB); // more than the limit
   expect({ asked, froze, kills: env.kernelKills(), reports: env.reports.length }).toEqual({
     asked: [],
     froze: 0,
