@@ -39,7 +39,7 @@ const MOST_LIKELY = 4;
 const MOST_KEPT = 64;
 
 /** On a machine there are always small jobs that are protected, such as process 1: only what the kernel may choose counts. */
-const RIVAL = 64 * 2 ** 20;
+const RIVAL = 16 * 2 ** 20;
 /** With less than this part of its memory in use a machine is calm: then it is looked at all its jobs every so many ticks. */
 const CALM = 0.75;
 const CALM_TICKS = 5;
