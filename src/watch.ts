@@ -201,7 +201,10 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       const armed = this.#armed.get(memcg.inode);
       if (armed !== undefined) signalled(this, armed, atUs);
     };
-    this.#armed.set(memcg.inode, new ArmedMemcg(hierarchy, memcg, above, options, signal, original));
+    const armed = new ArmedMemcg(hierarchy, memcg, above, options, signal, original);
+    this.#armed.set(memcg.inode, armed);
+    if (armed.lacks !== undefined)
+      this.#setup.warn(`${shownPath(memcg.path)}, watched as ${this.scope}: ${armed.lacks}`);
   }
 
   /** Notes who has an oom_kill_disable of its own below, before others inherit ours: what we made is put back, not that. */

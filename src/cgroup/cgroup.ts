@@ -119,6 +119,8 @@ export interface Listener {
 }
 
 export interface OomListener extends Listener {
+  /** What it cannot tell of here, and why. */
+  readonly lacks?: string | undefined;
   /** Signals, as the kernel does: for a drill. */
   trigger(): void;
 }

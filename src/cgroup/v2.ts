@@ -167,7 +167,9 @@ export class MemcgV2 extends RealMemcg {
     try {
       this.directory.writeFile('cgroup.kill', '1');
     } catch (error) {
-      if ((error as SystemError).code !== 'ENOENT') throw fromSystem(error, `killing memcg ${this.path}`);
+      // Where it is another user's, or cannot be written at all, the rounds over its processes have to do.
+      if (!['ENOENT', 'EACCES', 'EROFS'].includes((error as SystemError).code ?? ''))
+        throw fromSystem(error, `killing memcg ${this.path}`);
     }
   }
 
@@ -223,14 +225,15 @@ export class HierarchyV2 extends RealHierarchy {
     const own = memcg as MemcgV2;
     const directory = directoryOf(memcg);
     const listeners: Listener[] = [];
+    let refused: string | undefined;
     try {
       listeners.push(this.listenToken(this.events.watchFile(directory, 'memory.events'), signal));
       watched.thrashed = own.thrashed();
-      listeners.push(
-        openPressure(directory, 'memory.pressure', 'full', STALL_MS, (atUs) => {
-          if (!own.closed && this.#isThrashing(own, watched)) signal(atUs);
-        }),
-      );
+      const pressure = openPressure(directory, 'memory.pressure', 'full', STALL_MS, (atUs) => {
+        if (!own.closed && this.#isThrashing(own, watched)) signal(atUs);
+      });
+      listeners.push(pressure);
+      refused = pressure.refused;
       if (watched.hold === null) listeners.push(this.#approach(own, watched, signal));
     } catch (error) {
       closeAll(listeners);
@@ -238,6 +241,7 @@ export class HierarchyV2 extends RealHierarchy {
       throw fromMemcg(error, `listening to the events of memcg ${memcg.path}`);
     }
     return {
+      lacks: refused && `it is not seen who reads the same pages again and again at the limit: ${refused}`,
       close: () => {
         closeAll(listeners);
         watched.listens = false;

@@ -3,6 +3,7 @@ import { pidfdOf } from '../cgroup/real.js';
 import { isAdopted, nameOf, type Place, placeOf } from './grouping.js';
 import type { TreeJob } from './jobs.js';
 import { type ProcessFacts, readFacts } from './processes.js';
+import { whyOutOfReach } from './reach.js';
 import type { JobRules, ResolvedSettings } from './settings.js';
 import { ProcessTree } from './tree.js';
 
@@ -207,7 +208,7 @@ export class Forest {
     for (const pid of this.#setup.spared()) spared.set(this.#known.get(pid)?.grove, 'the guard lives in it');
     spared.set(this.#known.get(process.pid)?.grove, 'the handler lives in it');
     for (const grove of this.#groves.values()) {
-      const why = spared.get(grove) ?? null;
+      const why = spared.get(grove) ?? whyOutOfReach(grove.job.tree.pids());
       if (why === grove.spared) continue;
       grove.spared = why;
       grove.job.settings = this.#settingsOf(grove, grove.job.name);

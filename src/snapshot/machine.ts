@@ -5,6 +5,7 @@ import { isVanished } from '../errors.js';
 import { Forest } from './forest.js';
 import { Growth } from './growth.js';
 import { identityOf, type JobGroup, type LiveJob, type MemcgJob, type Nursery, pidsIn, sampleJob } from './jobs.js';
+import { whyOutOfReach } from './reach.js';
 import type { JobRules } from './settings.js';
 import { diesWith, type Job } from './snapshot.js';
 
@@ -216,7 +217,8 @@ export class MachineJobs implements JobGroup {
     if (pids.includes(1)) return 'process 1 lives in it';
     const spared = this.#setup.spared();
     if (pids.includes(process.pid)) return 'the handler lives in it';
-    return pids.some((pid) => spared.has(pid)) ? 'the guard lives in it' : null;
+    if (pids.some((pid) => spared.has(pid))) return 'the guard lives in it';
+    return whyOutOfReach(pids);
   }
 
   /** What all of its processes were given; null where they differ: nothing tells then which of them is meant. */

@@ -55,6 +55,11 @@ export class ArmedMemcg {
     }
   }
 
+  /** What its signals cannot tell of here, and why; undefined as a rule. */
+  get lacks(): string | undefined {
+    return this.#listener.lacks;
+  }
+
   /** Signals ourselves: for a drill. */
   trigger(): void {
     this.#listener.trigger();

@@ -6,13 +6,15 @@ import { type Directory, native } from '../native.js';
 const WINDOWS_US = [1_000_000, 2_000_000];
 /** No PSI in this kernel, switched off (psi=0), or a cgroup file of a kernel that has none. */
 const NONE = ['ENOENT', 'EOPNOTSUPP', 'ENODEV'];
+/** It is there, and not for this user to write, or nobody's on a read-only mount. */
+const REFUSED = ['EACCES', 'EPERM', 'EROFS'];
 
 /**
  * Calls `pressed` when tasks stood still for want of memory (Documentation/accounting/psi.rst), at most once a window.
  * @param file `memory.pressure` of a cgroup, or `memory` of /proc/pressure
  * @param kind 'some' task, or all of them at once: 'full'
  * @param stallMs for how long within a second
- * @returns a listener that never calls where the kernel has no PSI
+ * @returns a listener that never calls where the kernel has no PSI, or where that may not be written: `refused` says so then
  */
 export function openPressure(
   directory: Directory,
@@ -20,7 +22,8 @@ export function openPressure(
   kind: 'some' | 'full',
   stallMs: number,
   pressed: (atUs: number) => void,
-): Listener {
+): Listener & { refused?: string } {
+  let refused: string | undefined;
   for (const windowUs of WINDOWS_US) {
     const stallUs = Math.round((stallMs / 1000) * windowUs);
     try {
@@ -30,8 +33,9 @@ export function openPressure(
     } catch (error) {
       const { code } = error as SystemError;
       if (NONE.includes(code ?? '')) break;
-      if (code !== 'EINVAL' && code !== 'EPERM') throw error;
+      if (REFUSED.includes(code ?? '')) refused = (error as SystemError).message;
+      else if (code !== 'EINVAL') throw error;
     }
   }
-  return { close() {} };
+  return { close() {}, ...(refused !== undefined && { refused }) };
 }

@@ -1,9 +1,10 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
+import type { DoctorReport } from '../../src/cli/doctor.js';
 import { describeHost } from '../support/memcg.js';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -35,6 +36,44 @@ async function running(child: ChildProcess): Promise<void> {
     await sleep(5);
   }
 }
+
+/** What doctor says to who is shut in by unshare(1), which leaves nothing here when it ends. */
+function doctorIn(unshare: string[], before: string) {
+  const { stdout, status } = spawnSync(
+    'unshare',
+    [...unshare, 'sh', '-ec', `${before}exec "$@"`, 'sh', process.execPath, main, 'doctor', '--json'],
+    { encoding: 'utf8', timeout: 40_000 },
+  );
+  const report = JSON.parse(stdout) as DoctorReport;
+  const row = (name: string) => report.rows.find((row) => row.name === name);
+  return { status, row, ...report };
+}
+
+describeHost('doctor of a container', () => {
+  test('that may only read its cgroups: the machine can be watched, no memcg', () => {
+    const doctor = doctorIn(['--mount'], `mount -o remount,bind,ro ${point}; `);
+    expect(doctor.row('memory cgroups')).toMatchObject({ ok: true, found: `cgroup v1 at ${point}, read-only` });
+    expect(doctor.row('memory.oom_control')).toMatchObject({ ok: false, weight: 'memcg' });
+    expect(doctor.row('memcg of its own')).toMatchObject({ ok: false });
+    expect(doctor.scopes).toMatchObject({ memcg: { by: null }, system: { by: 'v1' } });
+    expect(doctor).toMatchObject({ ready: true, status: 0 });
+  });
+
+  test('that sees no cgroups: jobs are what processes have in common', () => {
+    const doctor = doctorIn(['--mount'], 'umount -R /sys/fs/cgroup; ');
+    expect(doctor.row('memory cgroups')).toMatchObject({ ok: false, found: 'not mounted' });
+    expect(doctor.row('memory.oom_control')).toBeUndefined();
+    expect(doctor.scopes).toMatchObject({ memcg: { by: null }, system: { by: 'processes', whileThinking: 'goes on' } });
+    expect(doctor).toMatchObject({ ready: true, status: 0 });
+  });
+
+  test('whose root is one of a user namespace: what it holds there counts for its own processes only', () => {
+    const doctor = doctorIn(['--user', '--map-root-user'], '');
+    expect(doctor.row('CAP_KILL')).toMatchObject({ ok: true });
+    expect(doctor.row('CAP_SYS_NICE')).toMatchObject({ ok: false });
+    expect(doctor.row('oom_score_adj')).toMatchObject({ ok: false });
+  });
+});
 
 describeHost('the demo on real memcgs', () => {
   for (const args of [[], ['--fallback']]) {

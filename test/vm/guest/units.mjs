@@ -2,7 +2,7 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { lowestPriority, OomHandler, renderReport } from '../../../dist/index.js';
+import { lowestPriority, OomHandler } from '../../../dist/index.js';
 import { workloadPath } from '../../../dist/native.js';
 
 const MiB = 2 ** 20;
@@ -33,8 +33,8 @@ async function until(check, what) {
 }
 
 const workload = workloadPath();
-const leak = `until test -e /run/leak-$UNIT; do sleep 0.2; done; exec ${workload} leak --chunk 1MiB --every 20ms`;
-const hold = `${workload} hold --bytes 24MiB`;
+const leak = `until test -e /run/leak-$UNIT; do sleep 0.2; done; exec ${workload} leak --chunk 1MiB --every 20ms --timeout 300s`;
+const hold = `${workload} hold --bytes 24MiB --timeout 300s`;
 systemctl('start', SLICE);
 systemctl('set-property', '--runtime', SLICE, 'MemoryMax=96M');
 start(
@@ -51,8 +51,6 @@ handler.on('warning', (message) => console.error(`warning: ${message}`));
 handler.on('alarm', (message) => console.error(`alarm: ${message}`));
 const reports = [];
 handler.on('report', (report) => reports.push(report));
-handler.on('report', (report) => console.error(renderReport(report)));
-handler.on('vanished', (scope) => console.error('vanished', scope));
 const options = { policy: lowestPriority, hold: true };
 await handler.watch(`memcg:${cgroups.service}`, options);
 await handler.watch(`memcg:${cgroups.slice}`, {
@@ -67,7 +65,6 @@ async function look(name) {
   const before = now();
   await sleep(3_000);
   seen[name] = { before, after: now() };
-  console.error(name, JSON.stringify(seen[name]));
 }
 await look('watched');
 systemctl('daemon-reload');
@@ -80,16 +77,17 @@ for (const unit of ['service', 'slice']) {
   execFileSync('touch', [`/run/leak-${unit}`]);
   await until(() => reports.some(({ owner }) => owner === cgroups[unit]), `a report of the ${unit}`);
 }
-await sleep(1_500);
-await look('handled');
+await sleep(2_500); // armed again once nobody waits
+const both = () => ({ service: limits(cgroups.service), slice: limits(cgroups.slice) });
+seen.handled = both();
+seen.left = read(cgroups.service, 'cgroup.procs')
+  .split('\n')
+  .map((pid) => readFileSync(`/proc/${pid}/comm`, 'utf8').trim());
 await handler.close();
-seen.closed = {
-  service: limits(cgroups.service),
-  slice: limits(cgroups.slice),
-  groups: read(`${cgroups.slice}/good.service`, 'memory.oom.group'),
-};
-seen.reports = reports.map(({ owner, outcome, victims, kernelVictims }) => ({
+seen.closed = { ...both(), group: read(`${cgroups.slice}/good.service`, 'memory.oom.group') };
+seen.reports = reports.map(({ owner, outcome, victims, kernelVictims, snapshot }) => ({
   owner,
+  limit: snapshot.limit,
   outcome,
   victims: victims.map(({ name }) => name),
   kernelVictims,
