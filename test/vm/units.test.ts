@@ -44,12 +44,12 @@ describeVm('cgroups of v2 that are not all ours', () => {
     expect(seen.closed).toEqual({ ...systemds(128), group: '0' });
   });
 
-  test('a delegated subtree, by a user who is not root', async () => {
+  test('a delegated subtree, by a user who is not root, and cgroups that may only be read', async () => {
     const { told } = startVm(['--memory', '1GiB'], guest('delegated'));
     const { code, stdout, stderr } = await told;
     expect(stderr).toBe('');
     expect(code).toBe(0);
-    const { root, user, othersLive } = JSON.parse(stdout);
+    const { root, user, readOnly, othersLive } = JSON.parse(stdout);
     const ground = '/user.slice/user-1000.slice/user@1000.service';
 
     expect(root).toMatchObject({
@@ -101,6 +101,14 @@ describeVm('cgroups of v2 that are not all ours', () => {
     });
     expect(othersLive).toBe(true);
     expect(user.warnings).toEqual([]);
+
+    // As root, where all cgroups may only be read.
+    expect(readOnly).toMatchObject({
+      status: 0,
+      doctor: { status: 0, scopes: { memcg: { by: 'v2', whileThinking: 'goes on' }, system: { by: 'v2' } } },
+      warnings: [expect.stringMatching(/memory\.pressure.*EROFS/)],
+      episode: { outcome: 'cleared', victims: 1, kernelVictims: 0 },
+    });
     expect(user).toMatchObject({ status: 0, state: ['records'], refuges: [], back: `0::${ground}/app` });
   });
 });

@@ -47,7 +47,8 @@ async function asRoot() {
     'memory.reclaim',
   ])
     chownSync(file(GROUND, name), UID, UID);
-  mkdirSync(RUNTIME, { recursive: true, mode: 0o700 });
+  mkdirSync('/run/user');
+  mkdirSync(RUNTIME, { mode: 0o700 });
   chownSync(RUNTIME, UID, UID);
   const seen = { root: doctor() };
   writeFileSync(file(GROUND, 'cgroup.subtree_control'), '+memory');
@@ -60,7 +61,33 @@ async function asRoot() {
   const user = spawnSync(process.execPath, [process.argv[1], 'user'], { uid: UID, gid: UID, env, encoding: 'utf8' });
   process.stderr.write(user.stderr);
   seen.user = { status: user.status, ...JSON.parse(user.stdout) };
+  seen.readOnly = await inContainer();
   seen.othersLive = others.exitCode === null && others.signalCode === null;
+  console.log(JSON.stringify(seen));
+  process.exit(0);
+}
+
+/** Where cgroups may only be read: the job is started out here. */
+async function inContainer() {
+  mkdirSync(file('/read-only'));
+  writeFileSync(file('/read-only', 'memory.max'), String(64 * MiB));
+  start('/read-only', 'leak --chunk 1MiB --every 20ms --delay 20s');
+  const shut = 'mount -o remount,bind,ro /sys/fs/cgroup; exec "$@"';
+  const words = ['--mount', 'sh', '-ec', shut, 'sh', process.execPath, process.argv[1], 'readOnly'];
+  const { status, stdout, stderr } = spawnSync('unshare', words, { encoding: 'utf8' });
+  process.stderr.write(stderr);
+  return { status, ...JSON.parse(stdout) };
+}
+
+async function asReader() {
+  const seen = { doctor: doctor(), warnings: [] };
+  const handler = await OomHandler.open({ lockText: false, drill: false });
+  handler.on('warning', (message) => seen.warnings.push(message));
+  const report = new Promise((resolve) => handler.once('report', resolve));
+  await handler.watch('memcg:/read-only', { policy: lowestPriority, hold: false });
+  const { outcome, victims, kernelVictims } = await report;
+  seen.episode = { outcome, victims: victims.length, kernelVictims: kernelVictims.length };
+  await handler.close();
   console.log(JSON.stringify(seen));
   process.exit(0);
 }
@@ -131,4 +158,4 @@ async function asUser() {
   process.exit(0);
 }
 
-await (process.argv[2] === 'user' ? asUser() : asRoot());
+await { user: asUser, readOnly: asReader, root: asRoot }[process.argv[2] ?? 'root']();
