@@ -58,6 +58,13 @@ export class Inside {
       );
     }
     if (own.use === 'step-out') return;
+    if (own.use === 'moved' && guard !== null) {
+      // Only where v2 was delegated, which parks nobody: the handler can go on, and its guard too.
+      this.#warn(
+        `${path} holds this handler, in ${own.path}: it may make a memcg nowhere outside, and shares that limit`,
+      );
+      return;
+    }
     if (own.refuge === null || guard === null) {
       throw new ReprieveError(
         'ERR_REPRIEVE_INSIDE_SCOPE',

@@ -175,6 +175,16 @@ class Refuge {
     this.#strayed = new Set(here);
   }
 
+  /** v2 lets nobody into a cgroup that has controllers for those below, the root excepted: EBUSY. */
+  #moveUp(pid: string): void {
+    try {
+      this.#above.writeFile('cgroup.procs', pid);
+    } catch (error) {
+      if ((error as SystemError).code !== 'EBUSY' || this.#home === null) throw error;
+      this.#moveHome(pid, this.#home);
+    }
+  }
+
   /** False if it could not be moved because of the memcg. One that has left by itself is not moved. */
   #moveHome(pid: string, home: Held): boolean {
     return !this.#isHere(pid) || attemptMove(home.procs, pid);
@@ -226,7 +236,7 @@ class Refuge {
       for (const pid of this.#listed()) {
         // A guard may have something to do yet, and not where it may be full.
         if (!guards.has(pid) && this.#home !== null && this.#moveHome(pid, this.#home)) continue;
-        if (this.#isHere(pid)) this.#above.writeFile('cgroup.procs', pid);
+        if (this.#isHere(pid)) this.#moveUp(pid);
       }
       this.#above.removeDirectory(this.path.slice(this.path.lastIndexOf('/') + 1));
     } finally {

@@ -83,31 +83,45 @@ describeVm('cgroups of v2 that are not all ours', () => {
       message: expect.stringMatching(/memory\.(max|high).*EACCES/),
     });
     expect(user.errors.watchesOthers).toBeNull();
-    expect(user.errors.holdsMe).toMatchObject({ code: null });
+    expect(user.errors.holdsMe).toBeNull();
 
-    const episode = { outcome: 'cleared', kernelVictims: 0, goodLives: true, score: '0' };
+    const episode = { outcome: 'cleared', goodLives: true, score: '0' };
+    // Emulated, the handler may be slower than the kernel where nobody is held: then that takes the right one.
+    const outcome = expect.stringMatching(/^(cleared|kernel)$/);
     const limit = String(64 * MiB);
-    expect(user.left).toMatchObject({ ...episode, armed: ['max', limit], victims: ['bad'], after: ['max', limit] });
+    expect(user.left).toMatchObject({
+      ...episode,
+      outcome,
+      armed: ['max', limit],
+      died: ['bad'],
+      after: ['max', limit],
+    });
     expect(user.held).toMatchObject({
       ...episode,
       armed: [limit, String(72 * MiB)],
-      victims: ['bad'],
+      died: ['bad'],
       after: ['max', limit],
     });
     expect(user.system).toMatchObject({
       ...episode,
-      victims: [`${ground.slice(1)}/machine/bad`],
+      died: [`${ground.slice(1)}/machine/bad`],
       othersAre: { protected: true, from: expect.stringMatching(/another user/) },
     });
     expect(othersLive).toBe(true);
-    expect(user.warnings).toEqual([]);
+    const pressure = /^(\S+), watched as memcg:\1: it is not seen .*\/memory\.pressure': Permission denied \(EACCES\)$/;
+    expect(user.warnings).toEqual([
+      expect.stringMatching(pressure),
+      expect.stringMatching(`^${ground} holds this handler, in ${ground}/reprieve-handler-`),
+      expect.stringMatching(pressure),
+      expect.stringMatching(/^the kernel may take this handler or its guard as a victim: EACCES/),
+    ]);
 
     // As root, where all cgroups may only be read.
     expect(readOnly).toMatchObject({
       status: 0,
       doctor: { status: 0, scopes: { memcg: { by: 'v2', whileThinking: 'goes on' }, system: { by: 'v2' } } },
       warnings: [expect.stringMatching(/memory\.pressure.*EROFS/)],
-      episode: { outcome: 'cleared', victims: 1, kernelVictims: 0 },
+      episode: { outcome, died: 1 },
     });
     expect(user).toMatchObject({ status: 0, state: ['records'], refuges: [], back: `0::${ground}/app` });
   });

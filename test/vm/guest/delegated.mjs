@@ -53,8 +53,9 @@ async function asRoot() {
   const seen = { root: doctor() };
   writeFileSync(file(GROUND, 'cgroup.subtree_control'), '+memory');
   mkdirSync(file(`${GROUND}/app`));
-  for (const name of ['', 'cgroup.procs', 'memory.high', 'memory.max'])
-    chownSync(file(`${GROUND}/app`, name), UID, UID);
+  for (const name of ['', ...readdirSync(file(`${GROUND}/app`))]) chownSync(file(`${GROUND}/app`, name), UID, UID);
+  mkdirSync(file('/of-root'));
+  writeFileSync(file('/of-root', 'memory.max'), String(256 * MiB));
   const others = start('/of-root', 'hold --bytes 24MiB'); // the largest, and by its priority the first to die
   writeFileSync(file(`${GROUND}/app`, 'cgroup.procs'), '0');
   const env = { ...process.env, HOME: '/tmp', XDG_RUNTIME_DIR: RUNTIME };
@@ -86,7 +87,7 @@ async function asReader() {
   const report = new Promise((resolve) => handler.once('report', resolve));
   await handler.watch('memcg:/read-only', { policy: lowestPriority, hold: false });
   const { outcome, victims, kernelVictims } = await report;
-  seen.episode = { outcome, victims: victims.length, kernelVictims: kernelVictims.length };
+  seen.episode = { outcome, died: victims.length + kernelVictims.length };
   await handler.close();
   console.log(JSON.stringify(seen));
   process.exit(0);
@@ -135,8 +136,7 @@ async function asUser() {
     const result = {
       armed,
       outcome,
-      victims: victims.map((victim) => victim.name),
-      kernelVictims: kernelVictims.length,
+      died: [...victims.map((victim) => victim.name), ...kernelVictims.map((victim) => victim.job)],
       after: limits(path),
       score: readFileSync(`/proc/${good.pid}/oom_score_adj`, 'utf8').trim(),
       goodLives: good.exitCode === null && good.signalCode === null,
