@@ -35,7 +35,7 @@ const CAPABILITY_BITS = {
 const COUNTS_INSIDE = ['CAP_DAC_OVERRIDE', 'CAP_KILL'];
 
 /** What memcgs of v2 offer that this process may change; undefined where there is none yet to look at. */
-export interface V2Files {
+interface V2Files {
   /** Below which cgroup memcgs can be made: '/', one that was delegated to this user, or null for none. */
   ground: string | null;
   /** `memory.high` and `memory.max` can be written: jobs can be held (`hold: true`). */
