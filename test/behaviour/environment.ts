@@ -30,6 +30,8 @@ export abstract class Environment extends CgroupScene {
   abstract readonly owner: string;
   /** A task that needs memory waits while the policy thinks; else it goes on until the kernel kills. */
   abstract readonly holds: boolean;
+  /** The kernel's killer may act before we do. */
+  readonly mayBeOutrun: boolean = false;
   /** Who waits does so in the kernel, can be seen there, and the guard acts for him. */
   readonly parks: boolean = false;
   /** The error of a scope that would be one, and is not there. */

@@ -16,6 +16,7 @@ export function makeUnified(point: string, path: string): void {
 export class MemcgV2 extends Environment {
   protected override readonly point = findUnified(readCgroupMounts())?.point ?? '';
   override readonly holds: boolean;
+  override readonly mayBeOutrun: boolean;
   /** So slow where nobody is held that an answer is there before the limit. */
   override readonly leak: string;
   protected override readonly own: { hold: boolean };
@@ -23,6 +24,7 @@ export class MemcgV2 extends Environment {
   constructor(hold: boolean) {
     super();
     this.holds = hold;
+    this.mayBeOutrun = !hold;
     this.own = { hold };
     this.leak = hold ? 'leak --every 0' : 'leak --chunk 64KiB --every 5';
   }

@@ -37,6 +37,7 @@ export class System extends Environment {
   override readonly scope = 'system';
   override readonly owner = 'system';
   override readonly holds = true;
+  override readonly mayBeOutrun = true;
   override readonly leak = 'leak --every 0';
 
   constructor(kind: 'v1' | 'v2' | 'plain') {
