@@ -245,6 +245,7 @@ export class HierarchyV2 extends RealHierarchy {
       close: () => {
         closeAll(listeners);
         watched.listens = false;
+        if (!watched.taken) this.watched.delete(memcg.inode); // or a later watch would find what this one wanted
       },
       trigger: () => setImmediate(() => signal(this.clock.nowUs())),
     };
@@ -323,10 +324,21 @@ export class HierarchyV2 extends RealHierarchy {
     const watched = this.#watchedOf(memcg);
     watched.taken = taken;
     if (watched.hold !== null) {
-      if (taken) this.#hold(memcg, watched, watched.hold);
+      if (taken) this.#holdOrNot(memcg, watched, watched.hold);
       else this.#letGo(memcg, watched);
     }
     if (!taken && !watched.listens) this.watched.delete(memcg.inode); // the watch has ended
+  }
+
+  /** Half of it would be a limit that nobody keeps. */
+  #holdOrNot(memcg: MemcgV2, watched: Watched, reserve: number): void {
+    try {
+      this.#hold(memcg, watched, reserve);
+    } catch (error) {
+      watched.taken = false;
+      this.#letGo(memcg, watched);
+      throw error;
+    }
   }
 
   /** Throttled at the limit, killed by the kernel only when the reserve is used up too. */

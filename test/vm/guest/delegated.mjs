@@ -68,16 +68,34 @@ async function asRoot() {
   process.exit(0);
 }
 
-/** Where cgroups may only be read: the job is started out here. */
+/** Where cgroups may only be read: the job is started out here, and leaks once it is watched. */
 async function inContainer() {
   mkdirSync(file('/read-only'));
   writeFileSync(file('/read-only', 'memory.max'), String(64 * MiB));
-  start('/read-only', 'leak --chunk 1MiB --every 20ms --delay 20s');
+  const words = [
+    'leak',
+    '--chunk',
+    '1MiB',
+    '--every',
+    '20ms',
+    '--timeout',
+    '300s',
+    '--gate',
+    '--join',
+    file('/read-only'),
+  ];
+  const job = spawn(workloadPath(), words, { stdio: ['pipe', 'ignore', 'inherit'] });
   const shut = 'mount -o remount,bind,ro /sys/fs/cgroup; exec "$@"';
-  const words = ['--mount', 'sh', '-ec', shut, 'sh', process.execPath, process.argv[1], 'readOnly'];
-  const { status, stdout, stderr } = spawnSync('unshare', words, { encoding: 'utf8' });
-  process.stderr.write(stderr);
-  return { status, ...JSON.parse(stdout) };
+  const reader = spawn('unshare', ['--mount', 'sh', '-ec', shut, 'sh', process.execPath, process.argv[1], 'readOnly'], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  let text = '';
+  reader.stdout.on('data', (data) => {
+    if (text === '') job.stdin.end('.');
+    text += data;
+  });
+  const status = await new Promise((resolve) => reader.once('close', resolve));
+  return { status, ...JSON.parse(text) };
 }
 
 async function asReader() {
@@ -86,11 +104,19 @@ async function asReader() {
   handler.on('warning', (message) => seen.warnings.push(message));
   const report = new Promise((resolve) => handler.once('report', resolve));
   await handler.watch('memcg:/read-only', { policy: lowestPriority, hold: false });
-  const { outcome, victims, kernelVictims } = await report;
+  console.log(' '); // it is watched
+  const { outcome, victims, kernelVictims } = await within(report, 'read-only');
   seen.episode = { outcome, died: victims.length + kernelVictims.length };
   await handler.close();
   console.log(JSON.stringify(seen));
   process.exit(0);
+}
+
+function within(report, what) {
+  const late = sleep(60_000).then(() => {
+    throw new Error(`${what}: no report`);
+  });
+  return Promise.race([report, late]);
 }
 
 async function asUser() {
@@ -125,12 +151,7 @@ async function asUser() {
     const armed = limits(path);
     const report = new Promise((resolve) => handler.once('report', resolve));
     const bad = start(`${path}/bad`, 'leak --chunk 1MiB --every 20ms');
-    const { outcome, victims, kernelVictims, snapshot } = await Promise.race([
-      report,
-      sleep(60_000).then(() => {
-        throw new Error(`${scope}: no report`);
-      }),
-    ]);
+    const { outcome, victims, kernelVictims, snapshot } = await within(report, scope);
     const of = snapshot.jobs.find((job) => job.name === 'of-root');
     await watch.close();
     const result = {
