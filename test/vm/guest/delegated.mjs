@@ -106,10 +106,15 @@ async function asReader() {
   await handler.watch('memcg:/read-only', { policy: lowestPriority, hold: false });
   console.log(' '); // it is watched
   const { outcome, victims, kernelVictims } = await within(report, 'read-only');
-  seen.episode = { outcome, died: victims.length + kernelVictims.length };
+  seen.episode = { outcome, died: namesOf(victims, kernelVictims).length };
   await handler.close();
   console.log(JSON.stringify(seen));
   process.exit(0);
+}
+
+/** Each once: the kernel may have taken what was being killed. */
+function namesOf(victims, kernelVictims) {
+  return [...new Set([...victims.map(({ name }) => name), ...kernelVictims.map(({ job }) => job)])];
 }
 
 function within(report, what) {
@@ -157,7 +162,7 @@ async function asUser() {
     const result = {
       armed,
       outcome,
-      died: [...victims.map((victim) => victim.name), ...kernelVictims.map((victim) => victim.job)],
+      died: namesOf(victims, kernelVictims),
       after: limits(path),
       score: readFileSync(`/proc/${good.pid}/oom_score_adj`, 'utf8').trim(),
       goodLives: good.exitCode === null && good.signalCode === null,
