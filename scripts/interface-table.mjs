@@ -1,7 +1,7 @@
 #!/usr/bin/env node
-// Writes docs/interface.md, the behaviours by environment, when all of them hold everywhere.
-//   node scripts/interface-table.mjs              runs them in all places first
-//   node scripts/interface-table.mjs RESULTS…     takes what scripts/behaviour.mjs has printed, of all places
+// Writes docs/interface.md, the behaviours by environment.
+//   node scripts/interface-table.mjs              runs them in all places, and names what does not hold
+//   node scripts/interface-table.mjs --write      runs nothing: writes what the tests declare
 //   node scripts/interface-table.mjs --check      runs nothing: does the page fit what the tests declare?
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -21,8 +21,16 @@ const WORDS = { same: 'same', different: 'differs', impossible: '—' };
 
 const HEAD = `# One interface
 
-What the same calls do in each environment. Each line is a test in \`test/behaviour/\`, written once against the public API, and run
-in every environment; this table is made from them by \`node scripts/interface-table.mjs\`, which writes it only if all hold.
+What the same calls do in each environment. Each line is a test in \`test/behaviour/\`, written once against the public API; this table
+is made from what they declare: \`node scripts/interface-table.mjs --write\`. CI runs all of them on v1, and a choice in the others
+(\`test/vm/behaviour.test.ts\`); \`node scripts/interface-table.mjs\` runs all of them everywhere, which takes half an hour, and names
+what does not hold.
+
+**What has been seen** (2026-11-28, Linux 6.1.0-56 in emulated machines on two busy cores): on v1 all hold. On v2 with \`hold\` 30 of 38
+held and 7 did not; those are mended, or declared below, and were not all run again. On v2 without \`hold\` an emulated handler is slower
+than the kernel: in \`priority\` and \`reservation\` it killed the right job, and the kernel another one besides while that died. In the
+three \`system\` environments the leak that dies, and no other, has been seen in each; most other lines were not run there to the end, and a
+handler in a process of its own did not start in the filled machine (\`handler-killed\`, \`handler-stopped\`).
 `;
 
 function render(behaviours) {
@@ -48,30 +56,28 @@ function render(behaviours) {
   return `${HEAD}\n${table}\n${why === '' ? '' : `\n${why}\n`}`;
 }
 
-/** Of all places, complete and without a failure; an error that names what is not. */
-function mustHold(all) {
-  const { results: expected } = all[0];
-  for (const place of Object.keys(PLACES)) {
-    const run = all.find((candidate) => candidate.place === place);
-    if (run === undefined) throw new Error(`there are no results of ${place}`);
-    for (const { id } of expected) {
-      const found = run.results.find((result) => result.id === id);
-      const allowed = found?.differences[PLACES[place].environment]?.verdict === 'impossible' ? 'skipped' : 'passed';
-      if (found?.status !== allowed) throw new Error(`${id} in ${place}: ${found?.status ?? 'not run'}`);
-    }
-  }
+/** What does not hold, of the results of one place. */
+function failuresOf(place, results) {
+  const { environment } = PLACES[place];
+  return results.flatMap(({ id, status, differences }) => {
+    const allowed = differences[environment]?.verdict === 'impossible' ? 'skipped' : 'passed';
+    return status === allowed ? [] : [`${place}: ${id} ${status ?? 'was not run'}`];
+  });
 }
 
-const words = process.argv.slice(2);
-if (words[0] === '--check') {
+const [mode] = process.argv.slice(2);
+if (mode === '--check' || mode === '--write') {
   const { results } = await runSuite('v1', { list: true });
-  if (readFileSync(page, 'utf8') !== render(results)) {
-    process.stderr.write('docs/interface.md is not what the tests declare: run scripts/interface-table.mjs\n');
+  const text = render(results);
+  if (mode === '--write') writeFileSync(page, text);
+  else if (readFileSync(page, 'utf8') !== text) {
+    process.stderr.write('docs/interface.md is not what the tests declare: node scripts/interface-table.mjs --write\n');
     process.exitCode = 1;
   }
 } else {
-  const all = words.map((file) => JSON.parse(readFileSync(file, 'utf8')));
-  if (words.length === 0) for (const place of Object.keys(PLACES)) all.push({ place, ...(await runSuite(place)) });
-  mustHold(all);
-  writeFileSync(page, render(all[0].results));
+  for (const place of Object.keys(PLACES)) {
+    const failures = failuresOf(place, (await runSuite(place)).results);
+    process.stdout.write(`${place}: ${failures.length === 0 ? 'all hold' : `\n  ${failures.join('\n  ')}`}\n`);
+    if (failures.length > 0) process.exitCode = 1;
+  }
 }
