@@ -41,7 +41,6 @@ describeHost('bad input and things that go away', () => {
     for (const [scope, code] of [
       [`memcg:${host.path}/memory.stat`, 'ERR_REPRIEVE_NOT_A_MEMCG'],
       [`memcg:${host.path}/../..`, 'ERR_REPRIEVE_INVALID_SCOPE'],
-      ['system', 'ERR_REPRIEVE_UNSUPPORTED'],
     ] as const) {
       await expect(handler.watch(scope, { policy: lowestPriority }), scope).rejects.toMatchObject({ code });
     }

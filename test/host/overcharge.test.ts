@@ -653,8 +653,9 @@ describeHost('the overcharge window', () => {
     expect(above).toBeGreaterThanOrEqual(8 * MiB);
     const second = await reserve.overcharge(RESERVE);
     await sleep(1_500); // once a second it is tried to put back what is due
-    expect(Number(host.read('', LIMIT)) - BEFORE).toBe(above + RESERVE);
-    expect(reserve.charged).toBe(above + RESERVE);
+    // What is due may have become a little less meanwhile; all of it would be 8 MiB.
+    expect(Number(host.read('', LIMIT)) - BEFORE).toBeGreaterThan(above + RESERVE - MiB);
+    expect(reserve.charged).toBeGreaterThan(above + RESERVE - MiB);
     const { gone } = await touch(second, MOST);
     expect(second.signal.aborted).toBe(false);
     expect(second.charged).toBeGreaterThan(MOST);

@@ -160,10 +160,8 @@ describeHost('jobs of processes', () => {
     // As if there were another job to prefer it to; of this machine's others none is touched.
     const other = { ...job, id: 'other' };
     const both = { live: () => [job, other], nurseryOf: () => ({ tree: job.tree }) } as never;
-    preference.prepare(
-      [both],
-      jobs.sample(new Set()).filter(({ id }) => id === job.id),
-    );
+    const own = jobs.sample(new Set()).filter(({ id }) => id === job.id);
+    preference.prepare([both], [...own, ...own.map((sampled) => ({ ...sampled, id: 'other', protected: true }))]);
     expect(host.scoreAdj(bomb.pid)).toBe(1000);
     const before = host.pids().length;
     await host.until(() => host.pids().length > before + 3, 'children that inherit it');
