@@ -7,12 +7,13 @@ import { describeVm } from '../support/vm.js';
  * machines (`node scripts/interface-table.mjs`). Without `hold` a kernel of v2 kills before an emulated handler does.
  */
 const CHOSEN = {
-  'v1-vm': 'one-waiter|page-cache',
+  'v1-vm': 'one-waiter',
   v2: 'close|scope-removed',
   'v2-hold': 'one-waiter|priority|policy-slow|page-cache',
   'system-v1': 'one-waiter',
   'system-v2': 'one-waiter',
-  'system-plain': 'one-waiter',
+  // Not one-waiter: a leak that was looked at before it had its name is not always known by it (docs/interface.md).
+  'system-plain': 'bad-options',
 };
 
 interface Told {

