@@ -6,7 +6,7 @@ import { Approach } from '../source/approach.js';
 import { openPressure } from '../source/pressure.js';
 import type { Marks } from '../source/shortage.js';
 import { closeAll, type Listener, type Memcg, type MemoryUse, type OomListener, type OomState } from './cgroup.js';
-import { readMeminfo } from './meminfo.js';
+import { MeminfoFile } from './meminfo.js';
 
 /** No memcg that can be watched has the inode of a hierarchy's root. */
 const INODE = 1;
@@ -38,6 +38,7 @@ export class Machine implements Memcg {
   readonly #marks: Marks;
   readonly #directory: Directory;
   readonly #vmstat: ControlFile;
+  readonly #meminfo: MeminfoFile;
   readonly #near = new Set<() => void>();
   #approach: Approach | null = null;
   #taken = false;
@@ -51,6 +52,7 @@ export class Machine implements Memcg {
     this.#marks = marks;
     this.#directory = new (native().Directory)('/proc');
     this.#vmstat = this.#directory.openFile('vmstat', 'read');
+    this.#meminfo = new MeminfoFile();
     this.#zram = zramPart();
   }
 
@@ -64,17 +66,17 @@ export class Machine implements Memcg {
   }
 
   usage(): number {
-    const { total, available } = readMeminfo();
+    const { total, available } = this.#meminfo.read();
     return total - available;
   }
 
   limit(): number {
-    return readMeminfo().total;
+    return this.#meminfo.read().total;
   }
 
   /** What is left, in bytes, before memory and swap are used up. */
   #left(): number {
-    const { available, swapFree, swapTotal } = readMeminfo();
+    const { available, swapFree, swapTotal } = this.#meminfo.read();
     const swap = swapFree * (1 - this.#zram / 2) - (swapTotal > 0 ? this.#marks.swapFree : 0);
     return available - this.#marks.available + Math.max(0, swap);
   }
@@ -85,7 +87,7 @@ export class Machine implements Memcg {
   }
 
   #isTight(): boolean {
-    return readMeminfo().available < STALL_BELOW * this.#marks.available;
+    return this.#meminfo.read().available < STALL_BELOW * this.#marks.available;
   }
 
   /** What will be taken until a victim that is chosen now is dead. */
@@ -188,6 +190,7 @@ export class Machine implements Memcg {
 
   close(): void {
     this.#vmstat.close();
+    this.#meminfo.close();
     this.#directory.close();
   }
 }

@@ -11,23 +11,43 @@ export interface Meminfo {
 
 const KEYS = ['MemTotal:', 'MemAvailable:', 'SwapTotal:', 'SwapFree:'] as const;
 const fields = new Float64Array(KEYS.length);
-const meminfo: Meminfo = { total: 0, available: 0, swapTotal: 0, swapFree: 0 };
-let file: ControlFile | undefined;
 
-/** Read anew through a descriptor that stays open; the same object each time. */
-export function readMeminfo(): Readonly<Meminfo> {
-  if (file === undefined) {
+/** /proc/meminfo through a descriptor that stays open. @throws the system's error */
+export class MeminfoFile {
+  readonly #file: ControlFile;
+  readonly #meminfo: Meminfo = { total: 0, available: 0, swapTotal: 0, swapFree: 0 };
+
+  constructor() {
     const directory = new (native().Directory)('/proc');
     try {
-      file = directory.openFile('meminfo', 'read');
+      this.#file = directory.openFile('meminfo', 'read');
     } finally {
       directory.close();
     }
   }
-  file.readFields(KEYS, fields);
-  meminfo.total = fields[0] || 0;
-  meminfo.available = fields[1] || 0;
-  meminfo.swapTotal = fields[2] || 0;
-  meminfo.swapFree = fields[3] || 0;
-  return meminfo;
+
+  /** As it is now; the same object each time. */
+  read(): Readonly<Meminfo> {
+    this.#file.readFields(KEYS, fields);
+    const meminfo = this.#meminfo;
+    meminfo.total = fields[0] || 0;
+    meminfo.available = fields[1] || 0;
+    meminfo.swapTotal = fields[2] || 0;
+    meminfo.swapFree = fields[3] || 0;
+    return meminfo;
+  }
+
+  close(): void {
+    this.#file.close();
+  }
+}
+
+/** The same, once. */
+export function readMeminfo(): Readonly<Meminfo> {
+  const file = new MeminfoFile();
+  try {
+    return file.read();
+  } finally {
+    file.close();
+  }
 }

@@ -14,7 +14,7 @@ import { Approach } from '../source/approach.js';
 import { openPressure } from '../source/pressure.js';
 import type { Killing, Listener, Memcg, MemoryUse, OomListener, OomState, Waiter } from './cgroup.js';
 import { closeAll, fullSlack } from './cgroup.js';
-import { readMeminfo } from './meminfo.js';
+import { MeminfoFile } from './meminfo.js';
 import { directoryOf, fromMemcg, RealHierarchy, RealMemcg } from './real.js';
 
 /** statfs(2) type of a v2 cgroup file system. */
@@ -119,7 +119,7 @@ export class MemcgV2 extends RealMemcg {
   #reclaimable(): number {
     const { anon } = this.#readStat();
     const cache = (statFields[3] || 0) + (statFields[4] || 0) + (statFields[5] || 0);
-    const { swapFree } = readMeminfo();
+    const { swapFree } = this.#hierarchy.meminfo.read();
     return swapFree === 0 ? cache : cache + Math.min(anon, swapFree, Math.max(0, this.#swapRoom()));
   }
 
@@ -192,6 +192,7 @@ export class HierarchyV2 extends RealHierarchy {
   readonly kind = 'v2';
   /** Memcgs that are watched, by inode. */
   readonly watched = new Map<number, Watched>();
+  readonly meminfo = new MeminfoFile();
   readonly #files: ControlFiles;
 
   constructor(point: string, files: ControlFiles, ledger?: Ledger, epoch?: Epoch) {
@@ -273,6 +274,11 @@ export class HierarchyV2 extends RealHierarchy {
         if (memcg.isFull()) signal(this.clock.nowUs());
       },
     });
+  }
+
+  override close(): void {
+    this.meminfo.close();
+    super.close();
   }
 
   /** v2 has no thresholds of usage: looked for. */
