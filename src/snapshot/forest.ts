@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import type { Hierarchy, Process } from '../cgroup/cgroup.js';
 import { pidfdOf } from '../cgroup/real.js';
 import { isAdopted, nameOf, type Place, placeOf } from './grouping.js';
@@ -9,10 +10,12 @@ import { ProcessTree } from './tree.js';
 
 /** Between fork and exec a process is not yet what it will be: one that is younger, in clock ticks, is read once more. */
 const YOUNG_TICKS = 200;
+/** One that is older may become another program, or take another name: how often that is looked for, in microseconds. */
+const RENAMED_US = 900_000;
 
 /** What the jobs of processes are found with. */
 export interface ForestSetup {
-  hierarchy: Pick<Hierarchy, 'openProcess' | 'startTime'>;
+  hierarchy: Pick<Hierarchy, 'clock' | 'openProcess' | 'startTime'>;
   rules: JobRules;
   /** The numbers of the processes that are to be in jobs here, now; kernel threads may be among them. */
   list: () => number[];
@@ -46,8 +49,8 @@ interface Grove {
 }
 
 /**
- * Every job that is made of processes. What a process is put in a job by is read once, when it is first seen; it stays
- * there whoever adopts it. A look opens nothing but the list of processes and those that are new in it.
+ * Every job that is made of processes. What a process is put in a job by is read when it is first seen, and again when its name
+ * has changed; it stays there whoever adopts it. A look opens nothing but the list of processes and those that are new in it.
  */
 export class Forest {
   readonly #setup: ForestSetup;
@@ -55,6 +58,7 @@ export class Forest {
   /** Kernel threads: held as well, so that their numbers are not another's unseen. */
   readonly #threads = new Map<number, Process>();
   readonly #groves = new Map<string, Grove>();
+  #askedUs = 0;
 
   constructor(setup: ForestSetup) {
     this.#setup = setup;
@@ -81,7 +85,12 @@ export class Forest {
       const found = this.#open(pid);
       if (found !== null) fresh.set(pid, found);
     }
-    for (const known of this.#known.values()) if (known.young) this.#readAgain(known);
+    const now = this.#setup.hierarchy.clock.nowUs();
+    const asks = now - this.#askedUs > RENAMED_US;
+    if (asks) this.#askedUs = now;
+    for (const known of this.#known.values()) {
+      if (known.young || (asks && hasRenamed(known.facts))) this.#readAgain(known);
+    }
     for (const pid of [...fresh.keys()]) this.#plant(pid, fresh);
     this.#tidy();
     this.#spare();
@@ -221,6 +230,14 @@ export class Forest {
     this.#known.clear();
     this.#threads.clear();
     this.#groves.clear();
+  }
+}
+
+function hasRenamed({ pid, comm }: ProcessFacts): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, 'utf8').slice(0, -1) !== comm;
+  } catch {
+    return false; // it is gone: the next look drops it
   }
 }
 

@@ -75,13 +75,7 @@ export abstract class Scene {
     this.names.push(below);
     const stats = `${this.directory}/stats-${this.#jobs.length}`;
     writeFileSync(stats, Buffer.alloc(4096));
-    const words = [
-      ...args.split(' '),
-      ...this.cgroupsOf(below).flatMap((path) => ['--join', path]),
-      '--stats',
-      stats,
-      '--gate',
-    ];
+    const words = [...args.split(' '), ...this.wordsOf(below), '--stats', stats, '--gate'];
     const child = spawn(workloadPath(), words, {
       stdio: ['pipe', 'pipe', 'inherit'],
       env: { ...process.env, ...options.env },
