@@ -353,6 +353,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   /** Of a memcg all jobs, as they would wait there in the kernel; of the machine those that grow. First those that die first. */
   #toHold(jobs: JobGroup, held: ReadonlySet<string>, killed: ReadonlySet<string>): LiveJob[] {
     const { machine } = this.#setup;
+    machine?.measure();
     const live = jobs.live().filter((job) => mayBeHeld(job) && !killed.has(identityOf(job)));
     const grows = (job: LiveJob) => held.has(identityOf(job)) || machine === null || machine.growth(job) > GROWS;
     return live.filter(grows).sort((a, b) => a.settings.priority - b.settings.priority);

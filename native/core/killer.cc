@@ -162,7 +162,8 @@ Result<int> Killer::round(std::span<const Directory* const> directories, const s
 
 Result<int> Killer::signal(const Pidfd& process) {
   markExited();
-  if (process.pid() == getpid() || known(process.pid())) return 0;
+  // One that has exited and waits for its parent takes a signal as well.
+  if (process.pid() == getpid() || known(process.pid()) || process.exited()) return 0;
   Fd pidfd(fcntl(process.descriptor(), F_DUPFD_CLOEXEC, 0));
   if (!pidfd) return lastError("fcntl", "/proc/" + std::to_string(process.pid()));
   const int number = deal(pidfd.get());

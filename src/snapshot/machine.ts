@@ -27,6 +27,8 @@ export interface MachineSetup {
 
 /** What was found counts for so long, in microseconds. */
 const FRESH_US = 200_000;
+/** The same of how much they hold. */
+const MEASURED_US = 50_000;
 
 interface KnownMemcg {
   job: MemcgJob;
@@ -133,10 +135,15 @@ export class MachineJobs implements JobGroup {
 
   /**
    * Bytes per second of the memory that dies with a job, over the last half second to second and a half in which jobs were
-   * sampled; 0 for a job that is new, or not there.
+   * sampled; a job that is new has grown since the look before. 0 for one that is not there.
    */
   growth(job: { id: string; born: number }): number {
     return this.#growth.of(identityOf(job));
+  }
+
+  /** Samples once more, for `growth`, unless that was done a moment ago. */
+  measure(): void {
+    if (this.#setup.hierarchy.clock.nowUs() - (this.#growth.notedUs ?? 0) > MEASURED_US) this.sample(new Set());
   }
 
   nurseryOf(job: LiveJob): Nursery {

@@ -165,4 +165,6 @@ test('growth is taken over half a second at least', () => {
   expect(growth.of('a#1')).toBe(0);
   growth.note(new Map(), 3_000_000);
   expect(growth.of('a#1')).toBe(0);
+  note(500, 3100); // new: since the look before
+  expect(growth.of('a#1')).toBeCloseTo(5000);
 });
