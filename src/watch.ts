@@ -302,10 +302,15 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
     return this.member(this.#setup.scope.inode);
   }
 
+  /** True where going through all jobs takes a while, as on a machine: others would wait for it. Not each time. */
+  get isCostly(): boolean {
+    return this.#setup.machine !== null && this.#ticks % CALM_TICKS !== 0;
+  }
+
   /** True for a machine with much memory left, whose many jobs need not be gone through each second. */
   get isResting(): boolean {
-    const { machine, scope } = this.#setup;
-    return machine !== null && this.#ticks % CALM_TICKS !== 0 && scope.usage() < CALM * scope.limit();
+    const { scope } = this.#setup;
+    return this.isCostly && scope.usage() < CALM * scope.limit();
   }
 
   /** Once a second: looks for what is new since, such as processes, or another limit. */

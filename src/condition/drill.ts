@@ -153,8 +153,8 @@ export class Drills {
     this.#warmUps = WARM_UPS;
     // A collection where memory is short, and nobody can step out, may be the end of us.
     if (![...watches].some(({ path }) => isUnableIn(path))) ground.heap.tend();
-    for (const { path, self, isResting } of watches) {
-      if (ground.drill && self !== undefined && !isUnableIn(path) && !isResting) void this.#bySignal(self);
+    for (const { path, self, isCostly } of watches) {
+      if (ground.drill && self !== undefined && !isUnableIn(path) && !isCostly) void this.#bySignal(self);
     }
     this.#keepLikely();
   }
@@ -164,7 +164,7 @@ export class Drills {
     const { ground, isUnableIn, run, warn } = this.#setup;
     if (!ground.drill) return;
     const now = ground.hierarchy.clock.nowUs();
-    if (this.#warmUps <= 0 || now - this.#warmAtUs < WARM_US || isUnableIn(watch.path)) return;
+    if (this.#warmUps <= 0 || now - this.#warmAtUs < WARM_US || isUnableIn(watch.path) || watch.isCostly) return;
     this.#warmAtUs = now;
     this.#warmUps--;
     // After whatever else woke us.

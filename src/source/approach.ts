@@ -38,8 +38,8 @@ export class Approach implements Listener {
   }
 
   #wait(left: number): number {
-    // Half of the way is gone at the next look, should it be taken at twice the rate.
-    const pause = left / 4 / Math.max(this.#rate, this.#options.fastest / 2);
+    // At this rate half of the way is gone at the next look.
+    const pause = left / 2 / Math.max(this.#rate, this.#options.fastest / 2);
     const pauseMs = Math.min(LONGEST_MS, Math.max(SHORTEST_MS, pause * 1000));
     this.#cancel = this.#clock.after(pauseMs, () => this.look());
     return pauseMs;
