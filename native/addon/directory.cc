@@ -193,3 +193,8 @@ void DirectoryObject::unclaim(const Napi::CallbackInfo& info) {
 }
 
 void DirectoryObject::close(const Napi::CallbackInfo&) { directory_.close(); }
+
+const reprieve::Directory* directoryArgument(Napi::Env env, Napi::Value value, const char* name) {
+  const auto* object = objectArgument<DirectoryObject>(env, value, name);
+  return object == nullptr ? nullptr : object->use(env);
+}

@@ -35,3 +35,6 @@ class DirectoryObject : public Napi::ObjectWrap<DirectoryObject> {
 
   reprieve::Directory directory_;
 };
+
+/** What a Directory that a caller gave stands for; null with an exception pending when it is none, or closed. */
+const reprieve::Directory* directoryArgument(Napi::Env env, Napi::Value value, const char* name = "directory");

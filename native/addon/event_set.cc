@@ -85,9 +85,7 @@ Napi::Value EventSetObject::addCgroupEvent(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const auto* set = use(env);
   if (set == nullptr) return env.Undefined();
-  const auto* object = objectArgument<DirectoryObject>(env, info[0], "directory");
-  if (object == nullptr) return env.Undefined();
-  const auto* directory = object->use(env);
+  const auto* directory = directoryArgument(env, info[0]);
   if (directory == nullptr) return env.Undefined();
   const auto file = stringArgument(info, 1, "file");
   if (!file) return env.Undefined();
@@ -100,9 +98,7 @@ Napi::Value EventSetObject::watchFile(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const auto* set = use(env);
   if (set == nullptr) return env.Undefined();
-  const auto* object = objectArgument<DirectoryObject>(env, info[0], "directory");
-  if (object == nullptr) return env.Undefined();
-  const auto* directory = object->use(env);
+  const auto* directory = directoryArgument(env, info[0]);
   if (directory == nullptr) return env.Undefined();
   const auto name = stringArgument(info, 1, "name");
   return name ? toValue(env, (*set)->watchFile(*directory, *name)) : env.Undefined();
@@ -112,9 +108,7 @@ Napi::Value EventSetObject::watchDirectory(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const auto* set = use(env);
   if (set == nullptr) return env.Undefined();
-  const auto* object = objectArgument<DirectoryObject>(env, info[0], "directory");
-  if (object == nullptr) return env.Undefined();
-  const auto* directory = object->use(env);
+  const auto* directory = directoryArgument(env, info[0]);
   return directory != nullptr ? toValue(env, (*set)->watchDirectory(*directory)) : env.Undefined();
 }
 

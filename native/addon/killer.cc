@@ -73,9 +73,7 @@ Napi::Value KillerObject::round(const Napi::CallbackInfo& info) {
   const auto list = info[0].As<Napi::Array>();
   directories_.clear();
   for (uint32_t i = 0; i < list.Length(); i++) {
-    const auto* object = objectArgument<DirectoryObject>(env, list.Get(i), "directories[]");
-    if (object == nullptr) return env.Undefined();
-    const auto* directory = object->use(env);
+    const auto* directory = directoryArgument(env, list.Get(i), "directories[]");
     if (directory == nullptr) return env.Undefined();
     directories_.push_back(directory);
   }

@@ -21,9 +21,7 @@ Napi::Function PressureTriggerObject::define(Napi::Env env) {
 
 PressureTriggerObject::PressureTriggerObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   const Napi::Env env = info.Env();
-  const auto* object = objectArgument<DirectoryObject>(env, info[0], "directory");
-  if (object == nullptr) return;
-  const auto* directory = object->use(env);
+  const auto* directory = directoryArgument(env, info[0]);
   if (directory == nullptr) return;
   const auto name = stringArgument(info, 1, "name");
   if (!name) return;

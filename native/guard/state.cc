@@ -73,7 +73,8 @@ bool State::frozen() const {
   return found;
 }
 
-bool State::braked() const {
+template <typename Matches>
+bool State::anyLimit(Matches matches) const {
   bool found = false;
   forEachFile(files_.get(), [&](const FileRecord& record) {
     uint64_t was = 0;
@@ -81,31 +82,24 @@ bool State::braked() const {
     uint64_t usage = 0;
     Fd directory;
     int number = 0;
-    if (record.kind != Kind::kFile || record.name != "memory.high") return true;
-    if (!parseValue(record.name, record.was, was) || !parseValue(record.name, record.wrote, wrote)) return true;
-    found = wrote < was && openGroup(record, directory, number) == Found::kHere &&
-            readUsage(directory.get(), record.name, usage) == 0 && usage + kBrakeSlack >= wrote;
+    found = record.kind == Kind::kFile && parseValue(record.name, record.was, was) &&
+            parseValue(record.name, record.wrote, wrote) && openGroup(record, directory, number) == Found::kHere &&
+            readUsage(directory.get(), record.name, usage) == 0 && matches(record, was, wrote, usage);
     return !found;
   });
   return found;
 }
 
-bool State::limitRaised(uint64_t inode) const {
-  bool found = false;
-  forEachFile(files_.get(), [&](const FileRecord& record) {
-    uint64_t was = 0;
-    uint64_t wrote = 0;
-    uint64_t usage = 0;
-    Fd directory;
-    int number = 0;
-    if (record.kind != Kind::kFile || (inode != 0 && record.inode != inode)) return true;
-    if (!parseValue(record.name, record.was, was) || !parseValue(record.name, record.wrote, wrote)) return true;
-    if (wrote <= was) return true;
-    found = openGroup(record, directory, number) == Found::kHere &&
-            readUsage(directory.get(), record.name, usage) == 0 && usage > was;
-    return !found;
+bool State::braked() const {
+  return anyLimit([](const FileRecord& record, uint64_t was, uint64_t wrote, uint64_t usage) {
+    return record.name == "memory.high" && wrote < was && usage + kBrakeSlack >= wrote;
   });
-  return found;
+}
+
+bool State::limitRaised(uint64_t inode) const {
+  return anyLimit([inode](const FileRecord& record, uint64_t was, uint64_t wrote, uint64_t usage) {
+    return (inode == 0 || record.inode == inode) && wrote > was && usage > was;
+  });
 }
 
 bool State::empty() const {

@@ -77,6 +77,9 @@ class State {
   int hierarchyOf(const FileRecord& record) const;
   /** Opens the cgroup of a record, if it is still that one. `number` is an errno where it failed. */
   Found openGroup(const FileRecord& record, Fd& out, int& number) const;
+  /** Whether `matches(record, was, wrote, usage)` of a limit of a memcg that is there. */
+  template <typename Matches>
+  bool anyLimit(Matches matches) const;
 
   int directory_ = -1;
   pid_t pid_ = 0;
