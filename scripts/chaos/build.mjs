@@ -1,5 +1,5 @@
 // The observer, and guards with something switched off or under sanitizers.
-import { readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { cache, compile, root } from '../cache.mjs';
 
@@ -24,11 +24,16 @@ export function buildObserver() {
 /** @param mutant that step does nothing; null for none. */
 export function buildGuard(mutant, { sanitize = false } = {}) {
   const files = (end) => ['guard', 'core'].flatMap((folder) => filesIn(`${root}/native/${folder}`, end));
+  const headers = files('.h');
   const sources = files('.cc');
-  const flags = [...GUARD_FLAGS, ...(sanitize ? SANITIZED : ['-static'])];
   if (sanitize) sources.push(`${root}/native/chaos/sanitizer_options.cc`);
+  const flags = [...GUARD_FLAGS, ...(sanitize ? SANITIZED : ['-static'])];
+  // What no mutant changes is compiled once for all of them.
+  const varies = (source) => readFileSync(source, 'utf8').includes('REPRIEVE_MUTANT');
+  const same = sources.filter((source) => !varies(source));
+  const common = compile('common.o', same, { headers, flags: [...flags, '-r', '-nostdlib'] });
   if (mutant !== null) flags.push(`-DREPRIEVE_MUTANT_NO_${mutant.toUpperCase()}`);
-  return compile('reprieve-guard', sources, { headers: files('.h'), flags });
+  return compile('reprieve-guard', [...sources.filter(varies), common], { headers, flags });
 }
 
 function filesIn(folder, end) {
