@@ -1,42 +1,16 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { findMemoryV1, findV1, readCgroupMounts } from '../../src/cgroup/mounts.js';
-import { Environment } from './environment.js';
+import { MemcgEnvironment } from './memcg.js';
 
 /** A memcg of cgroup v1: its tasks are parked by the kernel. */
-export class MemcgV1 extends Environment {
+export class MemcgV1 extends MemcgEnvironment {
   protected override readonly point = findMemoryV1(readCgroupMounts())?.point ?? '';
   readonly #freezer = findV1(readCgroupMounts(), 'freezer')?.point ?? '';
+  protected override readonly limit = 'memory.limit_in_bytes';
   override readonly holds = true;
   override readonly parks = true;
   override readonly leak = 'leak --every 0';
   protected override readonly own = {};
-
-  override get scope(): string {
-    return `memcg:${this.path}`;
-  }
-
-  override get owner(): string {
-    return this.path;
-  }
-
-  override bound(bytes: number): void {
-    this.make();
-    this.write('', 'memory.limit_in_bytes', bytes);
-  }
-
-  override boundBelow(below: string, bytes: number): string {
-    this.make(below);
-    this.write(below, 'memory.limit_in_bytes', bytes);
-    return `${this.scope}/${below}`;
-  }
-
-  override cgroupsOf(below: string): string[] {
-    return [this.file(below, '')];
-  }
-
-  override nameOf(below: string): string {
-    return below;
-  }
 
   override kernelKills(): number {
     return this.below().reduce((sum, below) => sum + this.field(below, 'memory.oom_control', 'oom_kill'), 0);

@@ -1,6 +1,6 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { findUnified, readCgroupMounts } from '../../src/cgroup/mounts.js';
-import { Environment } from './environment.js';
+import { MemcgEnvironment } from './memcg.js';
 
 /** Makes a cgroup with the memory controller in it and above; processes may be in leaves only. */
 export function makeUnified(point: string, path: string): void {
@@ -13,8 +13,9 @@ export function makeUnified(point: string, path: string): void {
 }
 
 /** A memcg of cgroup v2: with `hold` its jobs are frozen at the limit, and without it the kernel may kill there. */
-export class MemcgV2 extends Environment {
+export class MemcgV2 extends MemcgEnvironment {
   protected override readonly point = findUnified(readCgroupMounts())?.point ?? '';
+  protected override readonly limit = 'memory.max';
   override readonly holds: boolean;
   override readonly mayBeOutrun: boolean;
   /** So slow where nobody is held that an answer is there before the limit. */
@@ -29,37 +30,10 @@ export class MemcgV2 extends Environment {
     this.leak = hold ? 'leak --every 0' : 'leak --chunk 64KiB --every 5';
   }
 
-  override get scope(): string {
-    return `memcg:${this.path}`;
-  }
-
-  override get owner(): string {
-    return this.path;
-  }
-
   override make(below = ''): string {
     const path = below === '' ? this.path : `${this.path}/${below}`;
     makeUnified(this.point, path);
     return path;
-  }
-
-  override bound(bytes: number): void {
-    this.make();
-    this.write('', 'memory.max', bytes);
-  }
-
-  override boundBelow(below: string, bytes: number): string {
-    this.make(below);
-    this.write(below, 'memory.max', bytes);
-    return `${this.scope}/${below}`;
-  }
-
-  override cgroupsOf(below: string): string[] {
-    return [this.file(below, '')];
-  }
-
-  override nameOf(below: string): string {
-    return below;
   }
 
   override kernelKills(): number {
