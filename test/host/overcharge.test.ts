@@ -650,7 +650,7 @@ describeHost('the overcharge window', () => {
     await once(first.spawn('dd', ['if=/dev/zero', file, 'bs=1M', 'count=8'], { stdio: 'ignore' }), 'exit');
     await first.close();
     const above = Number(host.read('', LIMIT)) - BEFORE;
-    expect(above).toBeGreaterThanOrEqual(8 * MiB);
+    expect(above).toBeGreaterThan(7 * MiB); // the leak may have been stopped some pages below its limit
     const second = await reserve.overcharge(RESERVE);
     await sleep(1_500); // once a second it is tried to put back what is due
     // What is due may have become a little less meanwhile; all of it would be 8 MiB.
