@@ -91,8 +91,8 @@ export class Machine implements Memcg {
   }
 
   /** What will be taken until a victim that is chosen now is dead. */
-  #lead(): number {
-    return Math.min(MOST_LEAD * this.limit(), (this.#approach?.rate ?? 0) * LEAD_S);
+  #lead(rate = this.#approach?.rate ?? 0): number {
+    return Math.min(MOST_LEAD * this.limit(), rate * LEAD_S);
   }
 
   /** Signals when memory is used up: found by looking, the more often the nearer it is, and by stalls. */
@@ -101,10 +101,9 @@ export class Machine implements Memcg {
     const approach = new Approach(this.#clock, {
       left: () => this.#left(),
       fastest: FASTEST,
-      looked: (left, rate, pauseMs) => {
-        const now = this.#clock.nowUs();
-        // Or it would be over before the next look.
-        if (left <= this.#lead() + (rate * pauseMs) / 1000) signal(now);
+      lead: (rate) => this.#lead(rate),
+      looked: (left, lead) => {
+        if (left <= lead) signal(this.#clock.nowUs());
         const wasNear = isNear;
         isNear = left <= NEAR * this.limit();
         if (isNear && !wasNear) for (const near of this.#near) near();

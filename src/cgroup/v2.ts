@@ -115,6 +115,13 @@ export class MemcgV2 extends RealMemcg {
     return usage - this.#reclaimable() >= least;
   }
 
+  /** What is left before it is out of memory, in bytes. What can be reclaimed is read only where the rest is nearly used. */
+  left(): number {
+    const limit = this.limit();
+    const unused = limit - this.usage();
+    return unused >= (1 - NEAR) * limit ? unused : unused + this.#reclaimable();
+  }
+
   /** Page cache and slab, and what of the anonymous memory finds room in swap. */
   #reclaimable(): number {
     const { anon } = this.#readStat();
@@ -267,10 +274,11 @@ export class HierarchyV2 extends RealHierarchy {
 
   #approach(memcg: MemcgV2, watched: Watched, signal: (atUs: number) => void): Listener {
     return new Approach(this.clock, {
-      left: () => memcg.limit() - memcg.usage(),
+      left: () => memcg.left(),
       fastest: FASTEST,
-      looked: (_, rate, pauseMs) => {
-        watched.lead = Math.min(memcg.limit() * MOST_LEAD, rate * (pauseMs / 1000 + LEAD_S));
+      lead: (rate) => Math.min(memcg.limit() * MOST_LEAD, rate * LEAD_S),
+      looked: (_, lead) => {
+        watched.lead = lead;
         if (memcg.isFull()) signal(this.clock.nowUs());
       },
     });
@@ -285,11 +293,12 @@ export class HierarchyV2 extends RealHierarchy {
   protected listenMemcgNear(memcg: Memcg, near: () => void): Listener {
     let isNear = false;
     return new Approach(this.clock, {
-      left: () => memcg.limit() * NEAR - memcg.usage(),
+      left: () => (memcg as MemcgV2).left(),
       fastest: FASTEST,
-      looked: (left) => {
-        if (left <= 0 && !isNear) near();
-        isNear = left <= 0;
+      lead: () => (1 - NEAR) * Math.min(memcg.limit(), Number.MAX_SAFE_INTEGER),
+      looked: (left, lead) => {
+        if (left <= lead && !isNear) near();
+        isNear = left <= lead;
       },
     });
   }

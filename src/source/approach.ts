@@ -5,18 +5,22 @@ import { isVanished } from '../errors.js';
 /** Longest and shortest pause between two looks, in milliseconds. */
 const LONGEST_MS = 500;
 const SHORTEST_MS = 1;
-/** Two looks closer than this say little of the rate, in seconds. */
-const LEAST_S = 0.004;
-/** Of what was seen, this much counts at the next look: memory is often taken in bursts. */
-const KEPT = 0.7;
+/** While the end is there: whoever was told of it looks by himself. */
+const THERE_MS = 10;
+/** Two looks closer than this say little of the rate, in seconds: memory is taken in pieces. */
+const LEAST_S = 0.02;
+/** What was seen counts for about so long, in seconds: memory is often taken in bursts. */
+const FADES_S = 0.3;
 
 export interface ApproachOptions {
   /** How much is left before the end, in bytes; Infinity where there is none. */
   left: () => number;
   /** Bytes a second that may be taken from one moment to the next by whoever took nothing so far. */
   fastest: number;
-  /** Called at each look: `rate` in bytes a second, 0 while nothing is taken; `pauseMs` until the next look. */
-  looked: (left: number, rate: number, pauseMs: number) => void;
+  /** So many bytes before the end it is one already, where `rate` bytes a second are taken. */
+  lead: (rate: number) => number;
+  /** Called at each look; both in bytes. */
+  looked: (left: number, lead: number) => void;
 }
 
 /** Looks how near the end is, the more often the nearer it is and the faster it comes. */
@@ -37,15 +41,14 @@ export class Approach implements Listener {
     this.#wait(this.#before);
   }
 
-  #wait(left: number): number {
+  #wait(way: number): void {
     // At this rate half of the way is gone at the next look.
-    const pause = left / 2 / Math.max(this.#rate, this.#options.fastest / 2);
-    const pauseMs = Math.min(LONGEST_MS, Math.max(SHORTEST_MS, pause * 1000));
+    const pause = way / 2 / Math.max(this.#rate, this.#options.fastest / 2);
+    const pauseMs = way > 0 ? Math.min(LONGEST_MS, Math.max(SHORTEST_MS, pause * 1000)) : THERE_MS;
     this.#cancel = this.#clock.after(pauseMs, () => this.look());
-    return pauseMs;
   }
 
-  /** Bytes a second that are taken, by what is left now; 0 while memory comes back. */
+  /** Bytes a second that are taken, or were a moment ago. */
   get rate(): number {
     this.#sample();
     return this.#rate;
@@ -57,8 +60,7 @@ export class Approach implements Listener {
     const seconds = (now - this.#beforeUs) / 1e6;
     if (seconds < LEAST_S) return left;
     const taken = this.#before - left;
-    if (taken < 0) this.#rate = 0;
-    else if (Number.isFinite(taken)) this.#rate = Math.max(taken / seconds, this.#rate * KEPT);
+    if (Number.isFinite(taken)) this.#rate = Math.max(taken / seconds, this.#rate * Math.exp(-seconds / FADES_S));
     this.#before = left;
     this.#beforeUs = now;
     return left;
@@ -70,8 +72,9 @@ export class Approach implements Listener {
     this.#cancel();
     try {
       const left = this.#sample();
-      const pauseMs = this.#wait(left);
-      this.#options.looked(left, this.#rate, pauseMs);
+      const lead = this.#options.lead(this.#rate);
+      this.#wait(left - lead);
+      this.#options.looked(left, lead);
     } catch (error) {
       this.close();
       if (!isVanished(error)) throw error; // that it was removed is told elsewhere

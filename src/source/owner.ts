@@ -16,7 +16,8 @@ export function findOwner(chain: readonly Memcg[]): Owner | null {
   let topmost: Memcg | null = null;
   for (const memcg of chain) {
     if (!memcg.oomState().underOom) continue;
-    if (memcg.isFull()) return { memcg, full: true };
+    // Where nobody is parked there is no other sign of it than that it is full.
+    if (!memcg.parks || memcg.isFull()) return { memcg, full: true };
     topmost ??= memcg;
   }
   return topmost === null ? null : { memcg: topmost, full: false };
