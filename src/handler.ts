@@ -22,6 +22,7 @@ import type { WindowCounters } from './reserve/overcharge.js';
 import type { Raise } from './reserve/raised-limits.js';
 import { onProcessEnd } from './self/exit.js';
 import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
+import { NO_PACE } from './self/hardening.js';
 import { Inside } from './self/inside.js';
 import { shield } from './self/shield.js';
 import { MachineJobs } from './snapshot/machine.js';
@@ -490,7 +491,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (first === undefined) return; // its watch was closed by an earlier signal of this wake-up
     const { watch } = first;
     const parent = own?.watch.account ?? this.#account;
-    const { heap, hierarchy, readUsage, reserve } = this.#ground;
+    const { heap, hierarchy, pace, readUsage, reserve } = this.#ground;
     const unable = !drill && this.#inside.isUnableIn(owner.path);
     const condition: OomCondition = new OomCondition(
       {
@@ -507,6 +508,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         above: own?.armed.chain.slice(0, -1) ?? [],
         preference: drill ? NO_PREFERENCE : watch.preference,
         plan: () => own?.watch.plan(own.armed),
+        pace: drill ? NO_PACE : pace,
         toll: new Toll(readUsage, heap, this.#usageAtEvent, atUs),
         deliver: (opened) => watch.deliver(opened),
         deathsNearby: () => this.#deathsNear(owner.path, condition),
@@ -557,6 +559,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (report.outcome === 'left') this.#left.set(owner.inode, this.#ground.hierarchy.clock.nowUs() + LEFT_US);
     // Signals below were taken for this condition's; one that has its own limit at hand goes on by itself.
     setImmediate(() => {
+      this.#ground.pace.raise();
       this.#lookBelow(owner.path);
       this.#stepBack();
     });
@@ -593,11 +596,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#stopTick = null;
       this.#ground.guard?.process.heartbeat();
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
+      this.#ground.pace.ease();
       this.#publish();
       for (const watch of this.#watches) watch.tick();
       this.#drills.again();
       this.#stepBack();
       this.#inside.fetchPrograms();
+      this.#ground.pace.raise();
       if (this.#watches.size > 0) this.#tick();
     });
   }

@@ -4,6 +4,7 @@ import type { SimulatedHierarchy } from './cgroup/simulated.js';
 import { offersOf } from './offers.js';
 import { ArenaAllocator } from './reserve/arena.js';
 import type { Ground } from './self/ground.js';
+import { NO_PACE } from './self/hardening.js';
 import { NO_OWN_MEMCG } from './self/own-memcg.js';
 
 /** Bytes of the simulated reserve: plain memory of this process. */
@@ -47,6 +48,7 @@ export function simulatedGround(hierarchy: SimulatedHierarchy): Ground {
     freezing: null,
     drill: true,
     readUsage: (out) => out.fill(0),
+    pace: NO_PACE,
     heap: { tend() {}, collections: () => ({ count: 0, us: 0 }) },
     guard: null,
     restoreStale: async () => [],

@@ -23,6 +23,7 @@ import type { KernelVictim, Outcome, Report } from '../report/report.js';
 import type { ConditionReserve, Reserve } from '../reserve/account.js';
 import type { OverchargeGround } from '../reserve/overcharge.js';
 import { withResolvers } from '../resolvers.js';
+import type { Pace } from '../self/hardening.js';
 import { type JobGroup, pidsOf } from '../snapshot/jobs.js';
 import { diesWith, type Job, type Snapshot } from '../snapshot/snapshot.js';
 import { shownPath } from '../source/scope.js';
@@ -71,6 +72,7 @@ export interface ConditionSetup {
   preference: Pick<KernelPreference, 'prepareHandOver'>;
   /** Tells the guard who may die. */
   plan: () => void;
+  pace: Pace;
   toll: Toll;
   /** Hands the condition to whoever iterates. */
   deliver: (condition: OomCondition) => void;
@@ -417,6 +419,7 @@ export class OomCondition {
   #ask(): void {
     const { unable } = this.#setup;
     if (unable !== null) return this.#enter('waiting', unable());
+    this.#setup.pace.raise();
     this.#enter('deciding');
     const question = this.#nextQuestion();
     const rung = this.#rungs[this.#rung];
@@ -579,6 +582,7 @@ export class OomCondition {
       this.#victims.settle();
       this.#nextRung();
     });
+    this.#setup.pace.ease();
     this.#story.later(() => {
       record.because = reasonOf(decision);
       this.#story.step(`kills ${job.name} (${count(record.pids.length)}): ${record.because}`, record.killedUs, rung);

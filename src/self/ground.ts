@@ -30,7 +30,7 @@ import type { OverchargeGround } from '../reserve/overcharge.js';
 import { RaisedLimits } from '../reserve/raised-limits.js';
 import type { LiveJob } from '../snapshot/jobs.js';
 import { bytesOf, type Size } from '../units.js';
-import { harden, type Scheduling } from './hardening.js';
+import { harden, type Pace, type Scheduling } from './hardening.js';
 import { type Heap, OwnHeap } from './heap.js';
 import { checkOwnMemcg, enterOwnMemcg, NO_OWN_MEMCG, type OwnMemcg } from './own-memcg.js';
 
@@ -81,6 +81,7 @@ export interface Ground {
   /** Freezes jobs where the kernel makes nobody wait; null without a freezer. */
   freezing: ((jobs: () => LiveJob[]) => FrozenJobs) | null;
   readUsage: ReadUsage;
+  pace: Pace;
   /** Whether the way to a kill is gone through before it is needed. */
   drill: boolean;
   heap: Heap;
@@ -212,6 +213,7 @@ export async function openGround(options: HandlerOptions): Promise<Ground> {
       own,
       readUsage: native().readThreadUsage,
       heap,
+      pace: hardening,
       drill,
       guard,
       files,

@@ -4,8 +4,19 @@ import { native } from '../native.js';
 /** How the handler's thread is scheduled. */
 export type Scheduling = 'realtime' | 'nice' | 'keep';
 
+/** How the handler's thread is scheduled from one moment to the next. */
+export interface Pace {
+  /** Of great weight, but no longer before everybody: a victim needs the processor to die, and who lives on needs it too. */
+  ease(): void;
+  /** Before everybody again, where it was allowed. */
+  raise(): void;
+}
+
+/** Nothing comes of it: in a drill, and in the simulation. */
+export const NO_PACE: Pace = { ease() {}, raise() {} };
+
 /** What became of an attempt to make the handler quicker or safer. */
-export interface Hardening {
+export interface Hardening extends Pace {
   scheduling: { got: Scheduling; whyNot: string | null };
   /** Bytes of mapped files (program text) that stay in memory once touched; 0 with the reason if none. */
   lockedText: { bytes: number; whyNot: string | null };
@@ -13,6 +24,8 @@ export interface Hardening {
 }
 
 let users = 0;
+/** Of the thread, which several handlers may share. */
+let eased = false;
 
 /**
  * Raises the scheduling of the calling thread, since the tail of event to kill is the run queue, and locks the program
@@ -26,6 +39,16 @@ export function harden(wanted: Scheduling, lockText: boolean): Hardening {
   return {
     scheduling,
     lockedText,
+    ease() {
+      if (eased || scheduling.got !== 'realtime') return;
+      eased = true;
+      native().raiseScheduling('nice');
+    },
+    raise() {
+      if (!eased) return;
+      eased = false;
+      Object.assign(scheduling, raise(scheduling.got)); // what it was allowed once it may not be any more
+    },
     undo() {
       if (undone) return;
       undone = true;

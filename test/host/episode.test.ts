@@ -1,9 +1,16 @@
+import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { lowestPriority } from '../../src/index.js';
 import { describeHost, type Job, MiB, useHost } from '../support/memcg.js';
 
 const priorities = { 'web*': { priority: 90 }, 'batch*': { priority: 10 } };
+
+/** Nice value and policy of this thread (proc_pid_stat(5)): 2 is SCHED_RR. */
+function scheduled(): { nice: number; policy: number } {
+  const fields = readFileSync('/proc/self/stat', 'utf8').split(') ')[1]?.split(' ').map(Number) ?? [];
+  return { nice: fields[16] ?? NaN, policy: fields[38] ?? NaN };
+}
 
 describeHost('an episode on a real memcg', () => {
   const newHost = useHost();
@@ -30,6 +37,31 @@ describeHost('an episode on a real memcg', () => {
     expect(report.faults?.minor).toBeGreaterThan(1000);
     expect(report.collections?.count).toBeGreaterThanOrEqual(1);
     expect(report.collections?.us).toBeGreaterThan(0);
+  });
+
+  test('only what is urgent is done at real-time priority', async () => {
+    const host = newHost();
+    host.make('', 48 * MiB);
+    host.make('batch');
+    const batch = await host.start('batch', 'leak --every 0', { gate: true });
+    const handler = await host.handler({ drill: false });
+    const urgent = handler.capabilities.scheduling?.got === 'realtime' ? 2 : 0;
+    const seen: Record<string, ReturnType<typeof scheduled>> = { open: scheduled() };
+    await handler.watch(host.scope, {
+      policy: (snapshot) => {
+        seen.deciding = scheduled();
+        return lowestPriority(snapshot);
+      },
+    });
+    handler.on('report', () => {
+      seen.told = scheduled();
+    });
+    batch.go();
+    await host.report();
+    await sleep(100);
+    seen.after = scheduled();
+    const raised = expect.objectContaining({ policy: urgent });
+    expect(seen).toEqual({ open: raised, deciding: raised, told: { nice: -20, policy: 0 }, after: raised });
   });
 
   test('without the drill the heap is left alone, and a job is killed all the same', async () => {
