@@ -277,9 +277,9 @@ export class HierarchyV2 extends RealHierarchy {
       left: () => memcg.left(),
       fastest: FASTEST,
       lead: (rate) => Math.min(memcg.limit() * MOST_LEAD, rate * LEAD_S),
-      looked: (_, lead) => {
+      looked: (left, lead) => {
         watched.lead = lead;
-        if (memcg.isFull()) signal(this.clock.nowUs());
+        if (left <= Math.max(fullSlack(memcg.limit()), lead)) signal(this.clock.nowUs());
       },
     });
   }

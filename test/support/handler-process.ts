@@ -46,11 +46,15 @@ export async function startHandler(
     say('watching', handler.guard?.pid ?? 0);
     setInterval(() => {}, 1000);`;
   const child = spawn(process.execPath, ['--max-old-space-size=256', '--input-type=module', '-e', text], {
-    stdio: ['ignore', 'pipe', 'ignore'],
+    stdio: ['ignore', 'pipe', 'pipe'],
   });
   // One that hangs, at a raised priority, would take a processor from every test after it.
   scene.onClear(() => child.kill('SIGKILL'));
   const lines: string[] = [];
+  let errors = '';
+  child.stderr.setEncoding('utf8').on('data', (chunk: string) => {
+    errors = `${errors}${chunk}`.slice(-2_000);
+  });
   onTestFailed(() => console.log(`handler ${child.pid} said last:\n${lines.slice(-8).join('\n')}`));
   const gone = once(child, 'exit');
   const watching = new Promise<void>((resolve, reject) => {
@@ -61,7 +65,9 @@ export async function startHandler(
       lines.push(...parts);
       if (lines.some((line) => line.startsWith('watching'))) resolve();
     });
-    gone.then(() => reject(new Error(`the handler ended before it watched: ${lines.join('; ')}`)));
+    gone.then(([code, signal]) =>
+      reject(new Error(`the handler ended (${signal ?? code}) before it watched: ${lines.join('; ')} ${errors}`)),
+    );
   });
   await watching;
   const guardPid = Number(/^watching (\d+)$/m.exec(lines.join('\n'))?.[1]);

@@ -293,9 +293,10 @@ describe('settings of jobs', () => {
 });
 
 describe('whose out-of-memory it is', () => {
-  const level = (path: string, underOom: boolean, usage: number, limit: number) =>
+  const level = (path: string, underOom: boolean, usage: number, limit: number, parks = true) =>
     ({
       path,
+      parks,
       limit: () => limit,
       usage: () => usage,
       isFull: () => usage + fullSlack(limit) >= limit,
@@ -322,5 +323,9 @@ describe('whose out-of-memory it is', () => {
   ] as const)('%s', (_, [upperOom, upper], [lowerOom, lower], owner) => {
     const chain = [level('/a', upperOom, upper * MiB, 64 * MiB), level('/a/b', lowerOom, lower * MiB, 64 * MiB)];
     expect(findOwner(chain)?.memcg.path).toBe(owner);
+  });
+
+  test('of one where nobody is parked that it is full is the only sign, and is not looked for twice', () => {
+    expect(findOwner([level('/a', true, 10 * MiB, 64 * MiB, false)])).toMatchObject({ full: true });
   });
 });
