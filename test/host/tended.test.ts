@@ -15,7 +15,7 @@ describeHost('a guard of a scope where nobody parks', () => {
   const newHost = useHost();
 
   /** A process that has a job of cgroup v2 frozen, as a handler has, and then does as `then` says. */
-  async function begin(host: Host, then: string, within = 30_000) {
+  async function begin(host: Host, then: string, handleWithin = 30_000) {
     const group = `${unified}/${host.name}`;
     mkdirSync(group);
     const job = spawn('sleep', ['60']);
@@ -40,11 +40,11 @@ describeHost('a guard of a scope where nobody parks', () => {
       let hear = () => {};
       const events = new (native().EventSet)(new Int32Array(16), () => hear());
       const hierarchy = { openChannel: (heard) => { hear = heard; return new (native().Channel)(events); } };
-      const guard = new GuardProcess(hierarchy, instance, epoch, { within: ${within}, silence: 300 }, (start) => start());
+      const guard = new GuardProcess(hierarchy, instance, epoch, { within: 500, silence: 300 }, (start) => start());
       await guard.start();
       const scope = { inode: 7, path: '/${host.name}' };
       const files = new ControlFiles(instance.ledger, epoch, mounts);
-      guard.tend(scope, { respondWithin: 300, handleWithin: 1_000 });
+      guard.tend(scope, { respondWithin: 300, handleWithin: ${handleWithin} });
       guard.opened(scope);
       files.change('unified', '/${host.name}', 'cgroup.freeze', '1');
       await guard.settled();
@@ -85,7 +85,7 @@ describeHost('a guard of a scope where nobody parks', () => {
 
   test.skipIf(!isMounted)('thaws when the handler is stopped', async () => {
     const host = newHost();
-    const { child, frozen, state } = await begin(host, '');
+    const { child, frozen, state } = await begin(host, 'guard.parked(scope); await guard.settled();');
     child.kill('SIGSTOP');
     await host.until(() => !frozen(), 'the job is thawed', 10_000);
     expect(await recordIn(host, state)).toContain('reason silent');
@@ -94,7 +94,7 @@ describeHost('a guard of a scope where nobody parks', () => {
 
   test.skipIf(!isMounted)('thaws when a condition is open for too long, and revokes the handler', async () => {
     const host = newHost();
-    const { frozen, state, said } = await begin(host, '', 500);
+    const { frozen, state, said } = await begin(host, '', 1_000);
     await host.until(() => !frozen(), 'the job is thawed', 10_000);
     expect(await recordIn(host, state)).toContain('reason overdue');
     await host.until(() => said().includes('revoked'), 'the handler is told');
