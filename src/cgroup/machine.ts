@@ -22,10 +22,16 @@ const NEAR = 0.05;
 const STALLED_US = 1_000_000;
 /** and only while MemAvailable is below so many times its mark: else it is a disk that is slow. */
 const STALL_BELOW = 4;
+/** What is in use does not fit where this part of all memory was read again within a second or two. */
+const THRASHED = 0.01;
+/** After so long without any stall, what was read again before does not count. */
+const CALM_US = 3_000_000;
 /** Any stall of this many milliseconds in a second is worth a look. */
 const WORTH_A_LOOK_MS = 50;
 
-const VMSTAT_KEYS = ['oom_kill'] as const;
+/** In the pages of x86-64 and arm64; the last one before Linux 5.9 only (vmstat_text of mm/vmstat.c). */
+const PAGE = 4096;
+const VMSTAT_KEYS = ['oom_kill', 'workingset_refault_anon', 'workingset_refault_file', 'workingset_refault'] as const;
 const vmstat = new Float64Array(VMSTAT_KEYS.length);
 
 /** The whole machine, which has the shape of a memcg: all its memory is the limit. */
@@ -43,6 +49,8 @@ export class Machine implements Memcg {
   #approach: Approach | null = null;
   #taken = false;
   #stalledUntilUs = 0;
+  /** Bytes that were read again so far, at the last two stalls. */
+  #readAgain = { before: 0, last: 0, atUs: 0 };
   /** The part of swap that is zram: what is free there holds less than it says, as it is memory itself. */
   #zram = 0;
 
@@ -90,6 +98,23 @@ export class Machine implements Memcg {
     return this.#meminfo.read().available < STALL_BELOW * this.#marks.available;
   }
 
+  #bytesReadAgain(): number {
+    this.#vmstat.readFields(VMSTAT_KEYS, vmstat);
+    return PAGE * ((vmstat[1] || 0) + (vmstat[2] || 0) + (vmstat[3] || 0));
+  }
+
+  #noteReadAgain(): void {
+    const atUs = this.#clock.nowUs();
+    const bytes = this.#bytesReadAgain();
+    const isCalm = atUs - this.#readAgain.atUs > CALM_US;
+    this.#readAgain = { before: isCalm ? bytes : this.#readAgain.last, last: bytes, atUs };
+  }
+
+  /** Tasks stand still as well while much is written to swap, which is what it is for. */
+  #isThrashing(): boolean {
+    return this.#bytesReadAgain() - this.#readAgain.before >= THRASHED * this.limit();
+  }
+
   /** What will be taken until a victim that is chosen now is dead. */
   #lead(rate = this.#approach?.rate ?? 0): number {
     return Math.min(MOST_LEAD * this.limit(), rate * LEAD_S);
@@ -113,10 +138,15 @@ export class Machine implements Memcg {
     const listeners: Listener[] = [approach];
     const directory = new (native().Directory)('/proc/pressure');
     try {
-      listeners.push(openPressure(directory, 'memory', 'some', WORTH_A_LOOK_MS, () => approach.look()));
+      const look = () => {
+        this.#noteReadAgain();
+        approach.look();
+      };
+      listeners.push(openPressure(directory, 'memory', 'some', WORTH_A_LOOK_MS, look));
       if (this.#marks.stallMs > 0) {
         listeners.push(
           openPressure(directory, 'memory', 'full', this.#marks.stallMs, (atUs) => {
+            if (!this.#isThrashing()) return;
             this.#stalledUntilUs = this.#clock.nowUs() + STALLED_US;
             if (this.#isTight()) signal(atUs);
           }),
