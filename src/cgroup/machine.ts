@@ -48,6 +48,7 @@ export class Machine implements Memcg {
   readonly #near = new Set<() => void>();
   #approach: Approach | null = null;
   #taken = false;
+  #feared = 0;
   #stalledUntilUs = 0;
   /** Bytes that were read again so far, at the last two stalls. */
   #readAgain = { before: 0, last: 0, atUs: 0 };
@@ -90,7 +91,12 @@ export class Machine implements Memcg {
   }
 
   isFull(): boolean {
-    if (this.#left() <= this.#lead()) return true;
+    // Until memory has come back, or more is left than was feared for: whoever takes it may only be held.
+    const rate = this.#approach?.rate ?? 0;
+    const left = this.#left();
+    const lead = rate === 0 ? 0 : Math.max(this.#feared, this.#lead(rate));
+    this.#feared = left <= lead ? lead : 0;
+    if (left <= lead) return true;
     return this.#stalledUntilUs > this.#clock.nowUs() && this.#isTight();
   }
 
@@ -116,7 +122,7 @@ export class Machine implements Memcg {
   }
 
   /** What will be taken until a victim that is chosen now is dead. */
-  #lead(rate = this.#approach?.rate ?? 0): number {
+  #lead(rate: number): number {
     return Math.min(MOST_LEAD * this.limit(), rate * LEAD_S);
   }
 

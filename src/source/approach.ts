@@ -58,9 +58,11 @@ export class Approach implements Listener {
     const left = this.#options.left();
     const now = this.#clock.nowUs();
     const seconds = (now - this.#beforeUs) / 1e6;
-    if (seconds < LEAST_S) return left;
     const taken = this.#before - left;
-    if (Number.isFinite(taken)) this.#rate = Math.max(taken / seconds, this.#rate * Math.exp(-seconds / FADES_S));
+    const isBack = -taken > this.#options.lead(this.#rate); // more than was feared for: who took it is gone
+    if (seconds < LEAST_S && !isBack) return left;
+    if (isBack) this.#rate = 0;
+    else if (Number.isFinite(taken)) this.#rate = Math.max(taken / seconds, this.#rate * Math.exp(-seconds / FADES_S));
     this.#before = left;
     this.#beforeUs = now;
     return left;

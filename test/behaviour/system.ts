@@ -13,7 +13,7 @@ const numberIn = (file: string, key: string) =>
   Number(new RegExp(`^${key}:?\\s+(\\d+)`, 'm').exec(readFileSync(file, 'utf8'))?.[1]);
 
 /** What the machine has left when the jobs have taken what was to be theirs. */
-const BEYOND_BYTES = 80 * MiB;
+const BEYOND_BYTES = 120 * MiB;
 
 const available = () => numberIn('/proc/meminfo', 'MemAvailable') * 1024;
 

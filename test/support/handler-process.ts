@@ -66,7 +66,7 @@ export async function startHandler(
       if (lines.some((line) => line.startsWith('watching'))) resolve();
     });
     gone.then(([code, signal]) =>
-      reject(new Error(`the handler ended (${signal ?? code}) before it watched: ${lines.join('; ')} ${errors}`)),
+      reject(new Error(`the handler ended before it watched (${signal ?? code}): ${lines.join('; ')} ${errors}`)),
     );
   });
   await watching;
