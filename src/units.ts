@@ -1,5 +1,8 @@
 import { invalidOption } from './errors.js';
 
+/** Bytes of a page on x86-64, and on arm64 as Debian builds it. */
+export const PAGE = 4096;
+
 const UNITS: Record<string, number> = { '': 1, B: 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40 };
 
 /** A size at the edge of the API: bytes, or text such as '32MiB' (B, KiB, MiB, GiB, TiB; powers of 1024). */

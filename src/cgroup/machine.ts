@@ -5,6 +5,7 @@ import { type ControlFile, type Directory, native } from '../native.js';
 import { Approach } from '../source/approach.js';
 import { openPressure } from '../source/pressure.js';
 import type { Marks } from '../source/shortage.js';
+import { PAGE } from '../units.js';
 import { closeAll, type Listener, type Memcg, type MemoryUse, type OomListener, type OomState } from './cgroup.js';
 import { MeminfoFile } from './meminfo.js';
 
@@ -29,8 +30,7 @@ const CALM_US = 3_000_000;
 /** Any stall of this many milliseconds in a second is worth a look. */
 const WORTH_A_LOOK_MS = 50;
 
-/** In the pages of x86-64 and arm64; the last one before Linux 5.9 only (vmstat_text of mm/vmstat.c). */
-const PAGE = 4096;
+/** The last one before Linux 5.9 only (vmstat_text of mm/vmstat.c). */
 const VMSTAT_KEYS = ['oom_kill', 'workingset_refault_anon', 'workingset_refault_file', 'workingset_refault'] as const;
 const vmstat = new Float64Array(VMSTAT_KEYS.length);
 
@@ -48,6 +48,7 @@ export class Machine implements Memcg {
   readonly #near = new Set<() => void>();
   #approach: Approach | null = null;
   #taken = false;
+  /** The lead at which a shortage was found, in bytes; 0 while there is none. */
   #feared = 0;
   #stalledUntilUs = 0;
   /** Bytes that were read again so far, at the last two stalls. */

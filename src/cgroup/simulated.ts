@@ -6,6 +6,7 @@ import type { Clock } from '../clock.js';
 import { ReprieveError } from '../errors.js';
 import { type Guard, NO_GUARD } from '../guard/guard.js';
 import { NO_LEDGER } from '../guard/ledger.js';
+import { PAGE } from '../units.js';
 import {
   fullSlack,
   type Hierarchy,
@@ -20,7 +21,6 @@ import {
   type Waiter,
 } from './cgroup.js';
 
-const PAGE = 4096;
 /** Identities are never shared, whatever hierarchy they are of. */
 let nextInode = 1;
 

@@ -12,6 +12,7 @@ import type { Ledger } from '../guard/ledger.js';
 import type { Directory } from '../native.js';
 import { Approach } from '../source/approach.js';
 import { openPressure } from '../source/pressure.js';
+import { PAGE } from '../units.js';
 import type { Killing, Listener, Memcg, MemoryUse, OomListener, OomState, Waiter } from './cgroup.js';
 import { closeAll, fullSlack } from './cgroup.js';
 import { MeminfoFile } from './meminfo.js';
@@ -31,7 +32,6 @@ const eventFields = new Float64Array(EVENT_KEYS.length);
 const thrashFields = new Float64Array(THRASH_KEYS.length);
 const populatedFields = new Float64Array(POPULATED.length);
 
-const PAGE = 4096;
 /** All tasks of a memcg stood still for memory for this long, in milliseconds, within a second. */
 const STALL_MS = 500;
 /** What full pressure says of a memcg counts for so long. */

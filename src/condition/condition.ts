@@ -72,6 +72,7 @@ export interface ConditionSetup {
   preference: Pick<KernelPreference, 'prepareHandOver'>;
   /** Tells the guard who may die. */
   plan: () => void;
+  /** Raised while somebody is chosen; whatever follows a kill gives way to the victim. */
   pace: Pace;
   toll: Toll;
   /** Hands the condition to whoever iterates. */

@@ -1,8 +1,6 @@
 import { ReprieveError, type SystemError } from '../errors.js';
 import { type Arena, native } from '../native.js';
-import { formatBytes } from '../units.js';
-
-const PAGE = 4096;
+import { formatBytes, PAGE } from '../units.js';
 
 /** Bytes rounded up to whole pages, as the kernel charges them. */
 export function wholePages(bytes: number): number {
