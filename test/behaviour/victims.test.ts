@@ -117,7 +117,8 @@ behaviour('fork', 'a job that forks while it is killed dies whole', { 'v2-hold':
   const web = await env.start('web', 'work --set 8MiB');
   // Without rseq, children born into a full memcg do not die of it by themselves.
   const rseq = { GLIBC_TUNABLES: 'glibc.pthread.rseq=0' };
-  const words = 'fork --children 300 --bytes 512KiB --every 0';
+  // And without a tie to their parent its death takes none of them with it: whoever is gone was killed.
+  const words = 'fork --children 300 --bytes 512KiB --every 0 --outlive-parent';
   const bomb = await env.start('batch', words, { gate: true, env: rseq });
   await env.watch({ policy: lowestPriority, jobs: priorities });
   bomb.go();
