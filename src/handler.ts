@@ -25,6 +25,7 @@ import { type Ground, type HandlerOptions, openGround } from './self/ground.js';
 import { NO_PACE } from './self/hardening.js';
 import { Inside } from './self/inside.js';
 import { shield } from './self/shield.js';
+import { Upkeep } from './self/upkeep.js';
 import { MachineJobs } from './snapshot/machine.js';
 import type { JobRule, JobSettings } from './snapshot/rules.js';
 import { JobRules } from './snapshot/settings.js';
@@ -112,6 +113,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   readonly #forgetEnd: () => void;
   readonly #inside: Inside;
   #stopTick: (() => void) | null = null;
+  readonly #upkeep: Upkeep;
   #spurious = 0;
   #published = '';
   readonly #dry: Hierarchy;
@@ -146,6 +148,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     super();
     this.#ground = ground;
     this.#dry = dryHierarchy(ground.hierarchy);
+    this.#upkeep = new Upkeep(ground.hierarchy.clock, ground.pace, () => this.#isSomebodyDying());
     this.#inside = new Inside(ground, (message) => this.#tell('warning', message));
     this.#drills = new Drills({
       ground,
@@ -309,6 +312,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
         near: (watch) => {
           this.#inside.stepOut(watch.path);
+          this.#ground.pace.eased(() => watch.comesNear());
           this.#drills.warmUp(watch);
         },
         ended: (ended) => {
@@ -532,6 +536,11 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (steppedOut !== null) condition.note(steppedOut);
   }
 
+  #isSomebodyDying(): boolean {
+    for (const condition of this.#conditions.values()) if (condition.dying) return true;
+    return false;
+  }
+
   /** The armed memcgs below a path that have no armed one above them there, by path. */
   #topmostBelow(path: string): { watch: Watch; armed: ArmedMemcg }[] {
     const below = [...this.#watches]
@@ -596,13 +605,13 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#stopTick = null;
       this.#ground.guard?.process.heartbeat();
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
-      this.#ground.pace.ease();
-      this.#publish();
-      for (const watch of this.#watches) watch.tick();
-      this.#drills.again();
-      this.#stepBack();
-      this.#inside.fetchPrograms();
-      this.#ground.pace.raise();
+      this.#upkeep.begin(() => [
+        () => this.#publish(),
+        ...[...this.#watches].flatMap((watch) => watch.upkeep()),
+        ...this.#drills.upkeep(),
+        () => this.#stepBack(),
+        () => this.#inside.fetchPrograms(),
+      ]);
       if (this.#watches.size > 0) this.#tick();
     });
   }
@@ -667,6 +676,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     this.#stepBack();
     if (this.#watches.size > 0) return;
     this.#stopTick?.();
+    this.#upkeep.stop();
     if (this.#closing === null) this.#ground.hierarchy.keepAlive(false);
   }
 
@@ -705,6 +715,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     }
     const closed = await Promise.allSettled([...this.#watches].map((watch) => watch.close()));
     this.#stopTick?.();
+    this.#upkeep.stop();
     this.#ground.limits?.close();
     this.#forgetEnd();
     if (guard?.epoch.revoked) await guard.process.gone(); // it puts back what is written down

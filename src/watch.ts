@@ -15,10 +15,12 @@ import { MOST_PLANNED } from './guard/protocol.js';
 import { rankForGuard } from './policy/lowest-priority.js';
 import type { Account, ReserveCounters } from './reserve/account.js';
 import { setKernelReserve } from './reserve/kernel.js';
+import type { Piece } from './self/upkeep.js';
 import { identityOf, type JobGroup, type LiveJob, pidsOf } from './snapshot/jobs.js';
 import type { MachineJobs } from './snapshot/machine.js';
 import { MemcgJobs } from './snapshot/memcg-jobs.js';
 import type { JobRules } from './snapshot/settings.js';
+import type { Job } from './snapshot/snapshot.js';
 import { ArmedMemcg } from './source/armed.js';
 import { scopeOf, shownPath } from './source/scope.js';
 
@@ -122,7 +124,7 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
       this.#armBelow();
       this.#listenNear();
       if (!scope.parks) this.kernelKills = new KernelKills(scope, () => [...this.#jobs.values()]);
-      this.#prepare();
+      for (const piece of this.#preparation()) piece();
     } catch (error) {
       this.#state = 'closed';
       this.#disarm();
@@ -314,14 +316,21 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   }
 
   /** Once a second: looks for what is new since, such as processes, or another limit. */
-  tick(): void {
-    if (this.#state !== 'watching') return;
+  upkeep(): Piece[] {
     this.#ticks++;
-    try {
+    const rearm = () => {
       if (!this.#subtree.complete) this.#retry();
       this.#armBelow();
       this.#listenNear();
-      if (!this.isResting) this.#prepare();
+    };
+    const preparation = this.isResting ? [] : this.#preparation();
+    return [rearm, ...preparation].map((piece) => () => this.#keepUp(piece));
+  }
+
+  #keepUp(piece: Piece): void {
+    if (this.#state !== 'watching') return;
+    try {
+      piece();
     } catch (error) {
       if (isRevoked(error)) return;
       if (isVanished(error)) this.scopeIsThere();
@@ -330,15 +339,28 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   }
 
   /** Says whom the kernel is to take, and whom the guard, should it come to that. */
-  #prepare(): void {
+  #preparation(): Piece[] {
     const groups = [...this.#jobs.values()];
-    const sampled = groups.flatMap((jobs) => jobs.sample(new Set()));
-    this.preference.prepare(groups, sampled);
-    this.#likely = rankForGuard(sampled)
-      .slice(0, MOST_LIKELY)
-      .flatMap(({ id }) => groups.flatMap((jobs) => jobs.find(id) ?? []));
-    for (const armed of this.#armed.values()) this.plan(armed);
-    this.kernelKills?.note();
+    let sampled: Job[] = [];
+    return [
+      () => this.#setup.machine?.live(),
+      () => {
+        sampled = groups.flatMap((jobs) => jobs.sample(new Set()));
+      },
+      () => this.preference.prepare(groups, sampled),
+      () => {
+        this.#likely = rankForGuard(sampled)
+          .slice(0, MOST_LIKELY)
+          .flatMap(({ id }) => groups.flatMap((jobs) => jobs.find(id) ?? []));
+        for (const armed of this.#armed.values()) this.plan(armed);
+      },
+      () => this.kernelKills?.note(),
+    ];
+  }
+
+  /** Memory is nearly used up: whoever came since the last look is to be known before it is. */
+  comesNear(): void {
+    this.#keepUp(() => this.#setup.machine?.look());
   }
 
   /** What holds the jobs of an armed memcg while an answer is awaited; null where the kernel does, or nobody is to. */

@@ -95,6 +95,8 @@ export interface Killing {
   alive(): number;
   /** Processes listed in the last round that cannot be signalled. */
   readonly unreachable: number;
+  /** False while it is enough to wait for those that were signalled: the kernel kills whoever is born there. */
+  readonly needsRounds: boolean;
   /** process_mrelease(2) on those that have not exited: how many the kernel reaped, how many it refused. */
   release(): [reaped: number, refused: number];
   close(): void;

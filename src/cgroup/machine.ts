@@ -19,6 +19,10 @@ const LEAD_S = 0.03;
 const MOST_LEAD = 0.05;
 /** Near: so much above where it is out of memory, as a part of all memory. */
 const NEAR = 0.05;
+/** While it is near that is told again and again, in microseconds, */
+const NEAR_AGAIN_US = 150_000;
+/** but whoever is told is not to take more than one part in so many of the time. */
+const NEAR_SHARE = 10;
 /** A stall counts for so long, */
 const STALLED_US = 1_000_000;
 /** and only while MemAvailable is below so many times its mark: else it is a disk that is slow. */
@@ -129,16 +133,20 @@ export class Machine implements Memcg {
 
   /** Signals when memory is used up: found by looking, the more often the nearer it is, and by stalls. */
   listen(signal: (atUs: number) => void): OomListener {
-    let isNear = false;
+    let nearAgainUs = 0;
     const approach = new Approach(this.#clock, {
       left: () => this.#left(),
       fastest: FASTEST,
       lead: (rate) => this.#lead(rate),
       looked: (left, lead) => {
-        if (left <= lead) signal(this.#clock.nowUs());
-        const wasNear = isNear;
-        isNear = left <= NEAR * this.limit();
-        if (isNear && !wasNear) for (const near of this.#near) near();
+        const beganUs = this.#clock.nowUs();
+        if (left <= lead) return signal(beganUs);
+        if (left > NEAR * this.limit()) nearAgainUs = 0;
+        else if (beganUs >= nearAgainUs) {
+          for (const near of this.#near) near();
+          const endUs = this.#clock.nowUs();
+          nearAgainUs = endUs + Math.max(NEAR_AGAIN_US, (endUs - beganUs) * NEAR_SHARE);
+        }
       },
     });
     this.#approach = approach;

@@ -337,6 +337,7 @@ export abstract class RealHierarchy implements Hierarchy {
       get unreachable() {
         return killer.unreachable;
       },
+      needsRounds: true,
       release: () => killer.release(),
       close: () => {
         this.#listeners.delete(killer.token);

@@ -566,6 +566,7 @@ class SimulatedProcessHandle implements Process {
 class SimulatedKilling implements Killing {
   readonly #signalled = new Map<number, SimulatedProcess>();
   readonly unreachable = 0;
+  readonly needsRounds = true;
 
   constructor(
     private readonly kill: (process: SimulatedProcess) => unknown,

@@ -168,15 +168,16 @@ export class MemcgV2 extends RealMemcg {
     return populatedFields[0] === 1;
   }
 
-  /** Kills whoever is in it or below, who forks meanwhile included; since Linux 5.14. */
-  killAll(): void {
+  /** Kills whoever is in it or below, who forks meanwhile included; since Linux 5.14. False where it cannot. */
+  killAll(): boolean {
     this.epoch.permit();
     try {
       this.directory.writeFile('cgroup.kill', '1');
+      return true;
     } catch (error) {
       // Where it is another user's, or cannot be written at all, the rounds over its processes have to do.
-      if (!['ENOENT', 'EACCES', 'EROFS'].includes((error as SystemError).code ?? ''))
-        throw fromSystem(error, `killing memcg ${this.path}`);
+      if (['ENOENT', 'EACCES', 'EROFS'].includes((error as SystemError).code ?? '')) return false;
+      throw fromSystem(error, `killing memcg ${this.path}`);
     }
   }
 
@@ -312,13 +313,17 @@ export class HierarchyV2 extends RealHierarchy {
   override startKilling(exited: () => void, dry = false): Killing {
     const killing = super.startKilling(exited, dry);
     let target: MemcgV2 | undefined;
+    let isKilled = false;
     return {
       ...killing,
       round(memcgs) {
         target ??= memcgs[0] as MemcgV2 | undefined;
         const signalled = killing.round(memcgs);
-        if (!dry && target !== undefined && !target.closed) target.killAll();
+        if (!dry && target !== undefined && !target.closed) isKilled = target.killAll();
         return signalled;
+      },
+      get needsRounds() {
+        return !isKilled || killing.alive() === 0; // somebody may have been moved there since
       },
       get pids() {
         return killing.pids;

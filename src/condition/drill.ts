@@ -9,6 +9,7 @@ import { NO_GUARD } from '../guard/guard.js';
 import { lowestPriority } from '../policy/lowest-priority.js';
 import { withResolvers } from '../resolvers.js';
 import type { Ground } from '../self/ground.js';
+import type { Piece } from '../self/upkeep.js';
 import type { ArmedMemcg } from '../source/armed.js';
 import type { Watch } from '../watch.js';
 import { parseLadder } from './options.js';
@@ -148,15 +149,19 @@ export class Drills {
   }
 
   /** Each second: what is not used for a while is no longer in the caches, and V8 drops its compiled code. */
-  again(): void {
+  upkeep(): Piece[] {
     const { ground, watches, isUnableIn } = this.#setup;
     this.#warmUps = WARM_UPS;
-    // A collection where memory is short, and nobody can step out, may be the end of us.
-    if (![...watches].some(({ path }) => isUnableIn(path))) ground.heap.tend();
-    for (const { path, self, isCostly } of watches) {
-      if (ground.drill && self !== undefined && !isUnableIn(path) && !isCostly) void this.#bySignal(self);
-    }
-    this.#keepLikely();
+    const tend = () => {
+      // A collection where memory is short, and nobody can step out, may be the end of us.
+      if (![...watches].some(({ path }) => isUnableIn(path))) ground.heap.tend();
+    };
+    const drill = () => {
+      for (const { path, self, isCostly } of watches) {
+        if (ground.drill && self !== undefined && !isUnableIn(path) && !isCostly) void this.#bySignal(self);
+      }
+    };
+    return [tend, drill, () => this.#keepLikely()];
   }
 
   /** Most of the limit is used: whatever comes next finds everything in the caches. Unless it has come already. */

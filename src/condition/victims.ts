@@ -131,7 +131,7 @@ export class Victims {
     let forking = false;
     for (const dying of [...this.#dying]) {
       const { job, killing, record } = dying;
-      if (job.kind !== 'process' && this.#killForked(dying, job)) forking = true;
+      if (job.kind !== 'process' && killing.needsRounds && this.#killForked(dying, job)) forking = true;
       else if (killing.alive() === 0 && killing.unreachable === 0) this.#dead(dying);
       else if (!dying.helped && this.#sinceUs() - record.killedUs > SLOW_DEATH_US) {
         dying.helped = true;

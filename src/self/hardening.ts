@@ -10,10 +10,12 @@ export interface Pace {
   ease(): void;
   /** Before everybody again, where it was allowed. */
   raise(): void;
+  /** Eased while it runs, and then as before. */
+  eased<T>(run: () => T): T;
 }
 
 /** Nothing comes of it: in a drill, and in the simulation. */
-export const NO_PACE: Pace = { ease() {}, raise() {} };
+export const NO_PACE: Pace = { ease() {}, raise() {}, eased: (run) => run() };
 
 /** What became of an attempt to make the handler quicker or safer. */
 export interface Hardening extends Pace {
@@ -36,7 +38,7 @@ export function harden(wanted: Scheduling, lockText: boolean): Hardening {
   const lockedText = lockText ? lock() : { bytes: 0, whyNot: 'not asked for' };
   users++;
   let undone = false;
-  return {
+  const hardening: Hardening = {
     scheduling,
     lockedText,
     ease() {
@@ -49,6 +51,15 @@ export function harden(wanted: Scheduling, lockText: boolean): Hardening {
       eased = false;
       Object.assign(scheduling, raise(scheduling.got)); // what it was allowed once it may not be any more
     },
+    eased(run) {
+      if (eased) return run();
+      hardening.ease();
+      try {
+        return run();
+      } finally {
+        hardening.raise();
+      }
+    },
     undo() {
       if (undone) return;
       undone = true;
@@ -57,6 +68,7 @@ export function harden(wanted: Scheduling, lockText: boolean): Hardening {
       native().unlockText();
     },
   };
+  return hardening;
 }
 
 function raise(wanted: Scheduling): Hardening['scheduling'] {

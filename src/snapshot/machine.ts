@@ -25,8 +25,8 @@ export interface MachineSetup {
   warn: (message: string) => unknown;
 }
 
-/** What was found counts for so long, in microseconds. */
-const FRESH_US = 200_000;
+/** What was found counts for so long, in microseconds: longer than it takes until the next look where memory is nearly used up. */
+const FRESH_US = 300_000;
 /** The same of how much they hold. */
 const MEASURED_US = 50_000;
 
@@ -98,14 +98,16 @@ export class MachineJobs implements JobGroup {
 
   /** Looks for what is new, unless that was done a moment ago: who comes and goes matters less than the time it takes. */
   live(): LiveJob[] {
-    const now = this.#setup.hierarchy.clock.nowUs();
-    if (this.#stale || now - this.#lookedUs > FRESH_US) {
-      this.#stale = false;
-      this.#lookedUs = now;
-      this.#lookAtMemcgs();
-      this.#forest.scan();
-    }
+    if (this.#stale || this.#setup.hierarchy.clock.nowUs() - this.#lookedUs > FRESH_US) this.look();
     return this.#all();
+  }
+
+  /** Looks for what is new. */
+  look(): void {
+    this.#stale = false;
+    this.#lookedUs = this.#setup.hierarchy.clock.nowUs();
+    this.#lookAtMemcgs();
+    this.#forest.scan();
   }
 
   #all(): LiveJob[] {
