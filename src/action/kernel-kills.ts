@@ -1,11 +1,11 @@
-import type { Memcg } from '../cgroup/cgroup.js';
+import type { Kills, Memcg } from '../cgroup/cgroup.js';
 import { isVanished } from '../errors.js';
 import type { KernelVictim } from '../report/report.js';
 import { identityOf, type JobGroup, type LiveJob, pidsOf } from '../snapshot/jobs.js';
 
 interface Seen {
-  /** What the kernel had counted for its memcg; null for a job that is none. */
-  kills: number | null;
+  /** What the kernel had taken of its memcg; null for a job that is none. */
+  kills: Kills | null;
   pids: readonly number[];
 }
 
@@ -19,13 +19,13 @@ export class KernelKills {
   constructor(scope: Memcg, groups: () => readonly JobGroup[]) {
     this.#scope = scope;
     this.#groups = groups;
-    this.#total = scope.kills();
+    this.#total = scope.kills().counted;
     this.note();
   }
 
   /** True if it took somebody since. */
   get any(): boolean {
-    return this.#scope.kills() > this.#total;
+    return this.#scope.kills().counted > this.#total;
   }
 
   /** Remembers who is there, if nobody was taken since. */
@@ -34,7 +34,7 @@ export class KernelKills {
   }
 
   #note(): void {
-    this.#total = this.#scope.kills();
+    this.#total = this.#scope.kills().counted;
     this.#seen = new Map(this.#jobs().map((job) => [identityOf(job), look(job)]));
   }
 
@@ -47,18 +47,20 @@ export class KernelKills {
    * came and went between two looks, has no name.
    */
   take(): KernelVictim[] {
-    const taken = this.#scope.kills() - this.#total;
-    if (taken <= 0) return [];
+    let unnamed = this.#scope.kills().counted - this.#total;
+    if (unnamed <= 0) return [];
     const victims = this.#jobs().flatMap((job) => {
       const before = this.#seen.get(identityOf(job));
       const now = look(job);
       const left = new Set(now.pids);
       const pids = before?.pids.filter((pid) => !left.has(pid)) ?? [];
-      const processes = now.kills === null ? pids.length : now.kills - (before?.kills ?? 0);
-      return processes > 0 ? [{ job: job.name, pids, processes }] : [];
+      const gone = { counted: pids.length, processes: pids.length };
+      const { counted, processes } = now.kills === null ? gone : since(before?.kills, now.kills);
+      if (processes <= 0) return [];
+      unnamed -= counted;
+      return [{ job: job.name, pids, processes }];
     });
-    const named = victims.reduce((sum, { processes }) => sum + processes, 0);
-    if (named < taken) victims.push({ job: 'jobs unknown', pids: [], processes: taken - named });
+    if (unnamed > 0) victims.push({ job: 'jobs unknown', pids: [], processes: unnamed });
     this.#note();
     return victims;
   }
@@ -68,7 +70,14 @@ function look(job: LiveJob): Seen {
   try {
     return job.kind === 'memcg' ? { kills: job.memcg.kills(), pids: [] } : { kills: null, pids: pidsOf(job) };
   } catch (error) {
-    if (isVanished(error)) return { kills: 0, pids: [] };
+    if (isVanished(error)) return { kills: { counted: 0, processes: 0 }, pids: [] };
     throw error;
   }
+}
+
+function since(before: Kills | null | undefined, now: Kills): Kills {
+  return {
+    counted: now.counted - (before?.counted ?? 0),
+    processes: now.processes - (before?.processes ?? 0),
+  };
 }

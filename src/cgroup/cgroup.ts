@@ -31,6 +31,13 @@ export interface OomState {
   underOom: boolean;
 }
 
+/** What the kernel's killer took so far. */
+export interface Kills {
+  /** As it counts: of a job that dies whole who was chosen counts twice (oom_kill_process() in mm/oom_kill.c). */
+  counted: number;
+  processes: number;
+}
+
 /** One memory cgroup, through descriptors that stay open. */
 export interface Memcg {
   /** Path below the hierarchy's root, such as `/jobs/web-1`. */
@@ -40,8 +47,7 @@ export interface Memcg {
   /** Tasks that want memory wait in the kernel until somebody acts; else it kills, and what is to wait is frozen by us. */
   readonly parks: boolean;
   oomState(): OomState;
-  /** Processes that the kernel's killer took here so far. */
-  kills(): number;
+  kills(): Kills;
   /** Bytes charged, all below included. */
   usage(): number;
   /** The limit in bytes; Infinity without one. */

@@ -6,8 +6,17 @@ import { Approach } from '../source/approach.js';
 import { openPressure } from '../source/pressure.js';
 import type { Marks } from '../source/shortage.js';
 import { PAGE } from '../units.js';
-import { closeAll, type Listener, type Memcg, type MemoryUse, type OomListener, type OomState } from './cgroup.js';
+import {
+  closeAll,
+  type Kills,
+  type Listener,
+  type Memcg,
+  type MemoryUse,
+  type OomListener,
+  type OomState,
+} from './cgroup.js';
 import { MeminfoFile } from './meminfo.js';
+import { PageLists } from './page-lists.js';
 
 /** No memcg that can be watched has the inode of a hierarchy's root. */
 const INODE = 1;
@@ -49,6 +58,7 @@ export class Machine implements Memcg {
   readonly #directory: Directory;
   readonly #vmstat: ControlFile;
   readonly #meminfo: MeminfoFile;
+  readonly #pageLists: PageLists;
   readonly #near = new Set<() => void>();
   #approach: Approach | null = null;
   #taken = false;
@@ -67,6 +77,7 @@ export class Machine implements Memcg {
     this.#directory = new (native().Directory)('/proc');
     this.#vmstat = this.#directory.openFile('vmstat', 'read');
     this.#meminfo = new MeminfoFile();
+    this.#pageLists = new PageLists(this.limit());
     this.#zram = zramPart();
   }
 
@@ -74,9 +85,10 @@ export class Machine implements Memcg {
     return { killDisabled: this.#taken, underOom: this.isFull() };
   }
 
-  kills(): number {
+  kills(): Kills {
     this.#vmstat.readFields(VMSTAT_KEYS, vmstat);
-    return vmstat[0] || 0;
+    const counted = vmstat[0] || 0;
+    return { counted, processes: counted }; // how many jobs died whole is not counted here
   }
 
   usage(): number {
@@ -95,13 +107,20 @@ export class Machine implements Memcg {
     return available - this.#marks.available + Math.max(0, swap);
   }
 
+  /** What is left of it before the lead; what MemAvailable leaves out is asked for only where it matters. */
+  #beyond(left: number, lead: number): number {
+    const beyond = left - lead;
+    return beyond > 0 ? beyond : beyond + this.#pageLists.kept(-beyond);
+  }
+
   isFull(): boolean {
     // Until memory has come back, or more is left than was feared for: whoever takes it may only be held.
     const rate = this.#approach?.rate ?? 0;
     const left = this.#left();
     const lead = rate === 0 ? 0 : Math.max(this.#feared, this.#lead(rate));
-    this.#feared = left <= lead ? lead : 0;
-    if (left <= lead) return true;
+    const isShort = this.#beyond(left, lead) <= 0;
+    this.#feared = isShort ? lead : 0;
+    if (isShort) return true;
     return this.#stalledUntilUs > this.#clock.nowUs() && this.#isTight();
   }
 
@@ -138,9 +157,10 @@ export class Machine implements Memcg {
       left: () => this.#left(),
       fastest: FASTEST,
       lead: (rate) => this.#lead(rate),
-      looked: (left, lead) => {
+      beyond: (left, lead) => this.#beyond(left, lead),
+      looked: (left, _, beyond) => {
         const beganUs = this.#clock.nowUs();
-        if (left <= lead) return signal(beganUs);
+        if (beyond <= 0) return signal(beganUs);
         if (left > NEAR * this.limit()) nearAgainUs = 0;
         else if (beganUs >= nearAgainUs) {
           for (const near of this.#near) near();
@@ -235,6 +255,7 @@ export class Machine implements Memcg {
   close(): void {
     this.#vmstat.close();
     this.#meminfo.close();
+    this.#pageLists.close();
     this.#directory.close();
   }
 }

@@ -22,6 +22,7 @@ import type { Marks } from '../source/shortage.js';
 import type {
   Hierarchy,
   Killing,
+  Kills,
   Listener,
   Memcg,
   MemoryUse,
@@ -78,7 +79,7 @@ export abstract class RealMemcg implements Memcg {
   }
 
   abstract oomState(): OomState;
-  abstract kills(): number;
+  abstract kills(): Kills;
   abstract usage(): number;
   abstract limit(): number;
   abstract isFull(): boolean;

@@ -11,6 +11,7 @@ import {
   fullSlack,
   type Hierarchy,
   type Killing,
+  type Kills,
   type Listener,
   type Memcg,
   type MemoryUse,
@@ -455,8 +456,9 @@ class SimulatedHandle implements Memcg {
     return { killDisabled: this.there.killDisabled, underOom: this.kernel.waits() };
   }
 
-  kills(): number {
-    return this.there.kills;
+  kills(): Kills {
+    const { kills } = this.there;
+    return { counted: kills, processes: kills };
   }
 
   usage(): number {

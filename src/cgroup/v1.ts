@@ -6,6 +6,7 @@ import type { ControlFile, Directory } from '../native.js';
 import {
   closeAll,
   fullSlack,
+  type Kills,
   type Listener,
   type Memcg,
   type MemoryUse,
@@ -42,9 +43,10 @@ class MemcgV1 extends RealMemcg {
     return { killDisabled: killDisabled === 1, underOom: underOom === 1 };
   }
 
-  kills(): number {
+  kills(): Kills {
     this.oomState();
-    return oomFields[2] || 0;
+    const processes = oomFields[2] || 0;
+    return { counted: processes, processes };
   }
 
   usage(): number {

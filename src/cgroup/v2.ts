@@ -13,7 +13,7 @@ import type { Directory } from '../native.js';
 import { Approach } from '../source/approach.js';
 import { openPressure } from '../source/pressure.js';
 import { PAGE } from '../units.js';
-import type { Killing, Listener, Memcg, MemoryUse, OomListener, OomState, Waiter } from './cgroup.js';
+import type { Killing, Kills, Listener, Memcg, MemoryUse, OomListener, OomState, Waiter } from './cgroup.js';
 import { closeAll, fullSlack } from './cgroup.js';
 import { MeminfoFile } from './meminfo.js';
 import { directoryOf, fromMemcg, RealHierarchy, RealMemcg } from './real.js';
@@ -86,10 +86,10 @@ export class MemcgV2 extends RealMemcg {
     return { killDisabled: this.#watched?.taken ?? false, underOom: this.isFull() };
   }
 
-  kills(): number {
+  kills(): Kills {
     this.doing('reading the events', () => this.file('memory.events').readFields(EVENT_KEYS, eventFields));
-    // Who is chosen in a job that dies whole is counted twice (oom_kill_process() in mm/oom_kill.c).
-    return (eventFields[0] || 0) - (eventFields[1] || 0);
+    const [counted = 0, whole = 0] = eventFields;
+    return { counted, processes: counted - (whole || 0) };
   }
 
   usage(): number {

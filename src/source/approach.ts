@@ -19,8 +19,10 @@ export interface ApproachOptions {
   fastest: number;
   /** So many bytes before the end it is one already, where `rate` bytes a second are taken. */
   lead: (rate: number) => number;
-  /** Called at each look; both in bytes. */
-  looked: (left: number, lead: number) => void;
+  /** What is left before the lead, in bytes, where there may be more than `left` has seen. */
+  beyond?: (left: number, lead: number) => number;
+  /** Called at each look; all in bytes. */
+  looked: (left: number, lead: number, beyond: number) => void;
 }
 
 /** Looks how near the end is, the more often the nearer it is and the faster it comes. */
@@ -75,8 +77,9 @@ export class Approach implements Listener {
     try {
       const left = this.#sample();
       const lead = this.#options.lead(this.#rate);
-      this.#wait(left - lead);
-      this.#options.looked(left, lead);
+      const beyond = this.#options.beyond?.(left, lead) ?? left - lead;
+      this.#wait(beyond);
+      this.#options.looked(left, lead, beyond);
     } catch (error) {
       this.close();
       if (!isVanished(error)) throw error; // that it was removed is told elsewhere

@@ -61,6 +61,8 @@ behaviour(
     const handler = await env.startHandler({ ...slow, respondWithin: 500, handleWithin: 1_000 }, ASKED);
     batch.go();
     await env.until(() => handler.lines.includes('asked'), 'its policy is asked');
+    // Where it froze nobody yet nobody waits for it, and there is nothing to take over.
+    if (!env.parks) await env.until(() => env.frozen().length > 0, 'it holds the job');
     handler.child.kill('SIGSTOP');
     await batch.gone;
     expect(await env.record()).toMatch(env.parks ? /reason silent.*kills .*batch/s : /reason silent/);

@@ -114,7 +114,9 @@ export class System extends Environment {
   }
 
   override kernelKills(): number {
-    return numberIn('/proc/vmstat', 'oom_kill') - this.#killsBefore;
+    // Who is chosen in a job that dies whole is counted twice.
+    const whole = this.#kind === 'v2' ? this.field('', 'memory.events', 'oom_group_kill') : 0;
+    return numberIn('/proc/vmstat', 'oom_kill') - this.#killsBefore - whole;
   }
 
   override frozen(): string[] {

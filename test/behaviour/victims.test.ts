@@ -7,6 +7,9 @@ import { behaviour, different, onSystem } from './behaviour.js';
 
 const priorities = { 'web*': { priority: 90 }, 'batch*': { priority: 10 } };
 
+/** So slow that what it takes until a victim is dead is less than what then is left: else it is met once more, before its cap. */
+const GROWS = 'leak --chunk 64KiB --every 1';
+
 const OUTRUN = different("The kernel's killer is there all the time: it may be quicker, and takes the same job.");
 const byUs = 'the only job that leaks dies by our SIGKILL, and not by the kernel';
 behaviour('one-waiter', byUs, { v2: OUTRUN, ...onSystem(OUTRUN) }, async (env) => {
@@ -47,7 +50,7 @@ behaviour(
 );
 
 behaviour('priority', 'a small job of low priority dies, and a large important one lives', {}, async (env) => {
-  const jobs = { web: 'hold --bytes 40MiB', batch: 'hold --bytes 32MiB', grower: `${env.leak} --cap 48MiB` };
+  const jobs = { web: 'hold --bytes 40MiB', batch: 'hold --bytes 32MiB', grower: `${GROWS} --cap 48MiB` };
   const { web, batch, grower } = await env.stage(104 * MiB, jobs);
   await env.watch({ policy: lowestPriority, jobs: { ...priorities, grower: { priority: 50 } } });
   grower.go();
@@ -63,7 +66,7 @@ behaviour(
   'a job above its reservation dies before a larger and less important one within its own',
   {},
   async (env) => {
-    const jobs = { within: 'hold --bytes 44MiB', over: 'hold --bytes 32MiB', grower: `${env.leak} --cap 44MiB` };
+    const jobs = { within: 'hold --bytes 44MiB', over: 'hold --bytes 32MiB', grower: `${GROWS} --cap 44MiB` };
     const { within, over, grower } = await env.stage(104 * MiB, jobs);
     await env.watch({
       policy: lowestPriority,

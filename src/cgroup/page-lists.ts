@@ -1,0 +1,47 @@
+import { type ControlFile, native } from '../native.js';
+import { PAGE } from '../units.js';
+
+/** What processors keep is worth asking for where it may be this part of all memory. */
+const WORTH = 0.005;
+
+/**
+ * Free pages that processors keep in lists of their own (proc_zoneinfo(5), `pagesets`): MemAvailable leaves them out, though the
+ * kernel takes them back before it is out of memory (drain_all_pages() of mm/page_alloc.c). A processor that frees a victim keeps
+ * what fits in its list. All lists together may hold what the low watermarks are: a twentieth of 1 GiB, and next to nothing of 64.
+ */
+export class PageLists {
+  readonly #file: ControlFile;
+  readonly #most: number;
+
+  /** @param memory bytes of the machine. @throws the system's error */
+  constructor(memory: number) {
+    const directory = new (native().Directory)('/proc');
+    try {
+      this.#file = directory.openFile('zoneinfo', 'read');
+    } finally {
+      directory.close();
+    }
+    const most = mostKept(this.#file.readText());
+    this.#most = most < memory * WORTH ? 0 : most;
+  }
+
+  /** Bytes that are in them now, where that can be `wanted` or more; else 0. */
+  kept(wanted: number): number {
+    return wanted > this.#most ? 0 : sumOf(this.#file.readText(), /^ +count: +(\d+)$/gm);
+  }
+
+  close(): void {
+    this.#file.close();
+  }
+}
+
+/** Bytes that the lists of all zones and processors may hold. Since Linux 6.8 their room grows and shrinks, up to `high_max`. */
+export function mostKept(zoneinfo: string): number {
+  return sumOf(zoneinfo, /^ +high_max: +(\d+)$/gm) || sumOf(zoneinfo, /^ +high: +(\d+)$/gm);
+}
+
+function sumOf(zoneinfo: string, field: RegExp): number {
+  let pages = 0;
+  for (const [, count] of zoneinfo.matchAll(field)) pages += Number(count);
+  return pages * PAGE;
+}
