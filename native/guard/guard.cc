@@ -85,7 +85,7 @@ int Guard::run() {
   atReady_ = readThreadUsage();
   for (;;) {
     std::array<epoll_event, 64> events;
-    int timeout = static_cast<int>((running_ > 0 ? kLookEvery : kQuiet) / kMillisecond);
+    int timeout = static_cast<int>((running_ > 0 || tended_.anyOpen() ? kLookEvery : kQuiet) / kMillisecond);
     if (slots_.empty() && tended_.empty()) timeout = -1;
     if (handlerDied_) timeout = 0;
     const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout);
@@ -252,13 +252,19 @@ void Guard::drop(Slot& slot) {
 void Guard::lookAround() {
   if (running_ == 0 || time_ - lookedAt_ < kLookEvery) return;
   lookedAt_ = time_;
-  if (const uint32_t beats = words_.beats(); beats != beats_) {
-    beats_ = beats;
-    beatAt_ = time_;
-  }
+  countBeats();
   slots_.forEach([this](Slot& slot) {
     if (slot.clock.running && cause_.id == 0) examine(slot);
   });
+}
+
+/** True if the handler's event loop has turned since it was looked at before. */
+bool Guard::countBeats() {
+  const uint32_t beats = words_.beats();
+  if (beats == beats_) return false;
+  beats_ = beats;
+  beatAt_ = time_;
+  return true;
 }
 
 void Guard::examine(Slot& slot) {
@@ -302,20 +308,26 @@ bool Guard::isOverdue(const Slot& slot, const Look& look) const {
   return open && time_ - since > within && holdsFrozen(instance_.get());
 }
 
-bool Guard::isUnheardFor(uint32_t respondMs) const {
-  return time_ - beatAt_ > (uint64_t{respondMs} + settings_.silenceMs) * kMillisecond;
+bool Guard::isUnheardFor(uint32_t respondMs, uint64_t since) const {
+  return time_ - std::max(beatAt_, since) > (uint64_t{respondMs} + settings_.silenceMs) * kMillisecond;
 }
 
 /** Where nobody parks only who was frozen, or is throttled, waits for the handler. */
 void Guard::lookAtTended() {
-  if (cause_.id != 0) return;
-  const TendedScope* overdue = tended_.findDue([this](const TendedScope& scope) {
+  if (cause_.id != 0 || !tended_.anyOpen()) return;
+  countBeats();
+  const auto isSilent = [this](const TendedScope& scope) {
+    return scope.condition.open && isUnheardFor(scope.respondMs, scope.condition.since);
+  };
+  const auto isOverdue = [this](const TendedScope& scope) {
     const auto& [open, parked, since] = scope.condition;
     return open && !parked && time_ - since > (uint64_t{scope.handleMs} + settings_.silenceMs) * kMillisecond;
-  });
-  if (overdue == nullptr || !holdsSomebody(instance_.get())) return;
-  cause_ = {overdue->id, overdue->pathText()};
-  reason_ = Reason::kOverdue;
+  };
+  const TendedScope* const silent = tended_.findDue(isSilent);
+  const TendedScope* const due = silent != nullptr ? silent : tended_.findDue(isOverdue);
+  if (due == nullptr || !holdsSomebody(instance_.get())) return;
+  cause_ = {due->id, due->pathText()};
+  reason_ = silent != nullptr ? Reason::kSilent : Reason::kOverdue;
 }
 
 /** One above it that is armed is looked below of, and so it is seen to. */
@@ -334,11 +346,7 @@ bool Guard::isCoveredBelow(const Slot& slot) {
 void Guard::lookBelow() {
   if (cause_.id != 0 || time_ - lookedBelowAt_ < kQuiet) return;
   lookedBelowAt_ = time_;
-  if (const uint32_t beats = words_.beats(); beats != beats_) {
-    beats_ = beats;
-    beatAt_ = time_;
-    return;
-  }
+  if (countBeats()) return;
   State state;
   if (state.open(instance_.get()) != 0) return;
   const bool frozen = state.frozen();

@@ -56,7 +56,8 @@ class Guard {
   void examine(Slot& slot);
   void lookBelow();
   void lookAtTended();
-  bool isUnheardFor(uint32_t respondMs) const;
+  bool isUnheardFor(uint32_t respondMs, uint64_t since = 0) const;
+  bool countBeats();
   bool isSilent(Slot& slot, const Look& look);
   bool isOverdue(const Slot& slot, const Look& look) const;
   bool isCoveredBelow(const Slot& slot);

@@ -37,6 +37,10 @@ class Tended {
     }
     return nullptr;
   }
+  /** A condition is open in one of them. */
+  bool anyOpen() const {
+    return findDue([](const TendedScope& scope) { return scope.condition.open; }) != nullptr;
+  }
 
  private:
   /** One a watch; a place is locked memory. */

@@ -121,6 +121,7 @@ TEST_CASE("Tended keeps so many scopes, each under its number") {
   CHECK(tended.find(5)->condition.open);
   CHECK(tended.find(0) == nullptr);
   CHECK(tended.findDue([](const TendedScope& scope) { return scope.condition.open; }) == tended.find(5));
+  CHECK(tended.anyOpen());
   for (uint64_t id = 1; id <= taken; id++) tended.drop(*tended.find(id));
   CHECK(tended.empty());
   CHECK(tended.find(5) == nullptr);

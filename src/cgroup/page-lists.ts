@@ -7,7 +7,7 @@ const WORTH = 0.005;
 /**
  * Free pages that processors keep in lists of their own (proc_zoneinfo(5), `pagesets`): MemAvailable leaves them out, though the
  * kernel takes them back before it is out of memory (drain_all_pages() of mm/page_alloc.c). A processor that frees a victim keeps
- * what fits in its list. All lists together may hold what the low watermarks are: a twentieth of 1 GiB, and next to nothing of 64.
+ * what fits in its list. All lists together may hold what the low watermarks are: a twentieth of 1 GiB, and next to nothing of 64 GiB.
  */
 export class PageLists {
   readonly #file: ControlFile;
@@ -35,7 +35,7 @@ export class PageLists {
   }
 }
 
-/** Bytes that the lists of all zones and processors may hold. Since Linux 6.8 their room grows and shrinks, up to `high_max`. */
+/** Bytes that the lists of all zones and processors may hold. Where their room grows and shrinks, its bound is `high_max`. */
 export function mostKept(zoneinfo: string): number {
   return sumOf(zoneinfo, /^ +high_max: +(\d+)$/gm) || sumOf(zoneinfo, /^ +high: +(\d+)$/gm);
 }

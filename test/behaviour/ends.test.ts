@@ -58,7 +58,7 @@ behaviour(
   async (env) => {
     const { web, batch } = await env.stage(64 * MiB, service(env));
     const isBack = env.remember();
-    const handler = await env.startHandler({ ...slow, respondWithin: 500, handleWithin: 1_000 }, ASKED);
+    const handler = await env.startHandler({ ...slow, respondWithin: 1_000, handleWithin: 3_000 }, ASKED);
     batch.go();
     await env.until(() => handler.lines.includes('asked'), 'its policy is asked');
     // Where it froze nobody yet nobody waits for it, and there is nothing to take over.
@@ -70,7 +70,11 @@ behaviour(
     handler.child.kill('SIGCONT');
     await env.until(() => handler.lines.some((line) => line.startsWith('revoked')), 'it is told');
     await sleep(200);
-    expect(handler.lines.filter((line) => line.startsWith('report'))).toEqual(['report revoked']);
+    // Where the kernel has killed meanwhile the condition may end by that before it is told.
+    const ends = env.parks ? ['report revoked'] : ['report revoked', 'report kernel'];
+    const [end, ...others] = handler.lines.filter((line) => line.startsWith('report'));
+    expect(ends).toContain(end);
+    expect(others).toEqual([]);
     await isBack(handler);
     await goesOn(env, web);
   },

@@ -190,7 +190,8 @@ behaviour(
 );
 
 behaviour('page-cache', 'a job that streams a file through the page cache opens no condition', {}, async (env) => {
-  await env.bound(40 * MiB);
+  // On a machine MemAvailable leaves out half of the cache, up to the low watermarks: 27 MiB of what is read here.
+  await env.bound(64 * MiB);
   for (const below of ['web', 'batch']) env.make(below);
   const file = env.largeFile(96 * MiB);
   const web = await env.start('web', 'work --set 8MiB');
@@ -208,7 +209,7 @@ behaviour('page-cache', 'a job that streams a file through the page cache opens 
   const end = Promise.race([stream.gone, sleep(20_000)]).then(() => 'end');
   while ((await Promise.race([end, sleep(10)])) !== 'end') froze += env.frozen().length;
   expect(stream.child.exitCode).toBe(0);
-  expect(stream.stat('bytes')).toBeGreaterThan(44 * MiB); // more than the limit
+  expect(stream.stat('bytes')).toBeGreaterThan(68 * MiB); // more than the limit
   expect({ asked, froze, kills: env.kernelKills(), reports: env.reports.length }).toEqual({
     asked: [],
     froze: 0,

@@ -83,9 +83,13 @@ describeHost('a guard of a scope where nobody parks', () => {
     expect(await recordIn(host, state)).toMatch(/reason died[\s\S]*put back: cgroup\.freeze of/);
   });
 
-  test.skipIf(!isMounted)('thaws when the handler is stopped', async () => {
+  test.skipIf(!isMounted).each([
+    { when: 'in a condition', next: '' },
+    { when: 'with nobody left to kill', next: 'guard.parked(scope); await guard.settled();' },
+  ])('thaws when the handler is stopped $when', async ({ next }) => {
     const host = newHost();
-    const { child, frozen, state } = await begin(host, 'guard.parked(scope); await guard.settled();');
+    // Within respondWithin and silence, 600 ms together, and not only once the condition is open for too long.
+    const { child, frozen, state } = await begin(host, next, 1_500);
     child.kill('SIGSTOP');
     await host.until(() => !frozen(), 'the job is thawed', 10_000);
     expect(await recordIn(host, state)).toContain('reason silent');

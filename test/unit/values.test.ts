@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { fullSlack, type Memcg } from '../../src/cgroup/cgroup.js';
 import { cgroupPathOf, findMemoryV1, parseCgroupMounts } from '../../src/cgroup/mounts.js';
+import { mostKept } from '../../src/cgroup/page-lists.js';
 import { SimulatedHierarchy, VirtualClock } from '../../src/cgroup/simulated.js';
 import { DEFAULT_DEADLINES, parseLadder } from '../../src/condition/options.js';
 import { ERROR_CODES, fromSystem, isVanished, show } from '../../src/errors.js';
@@ -181,6 +182,33 @@ describe('mounts', () => {
     expect(
       parseCgroupMounts('36 31 0:31 /a\\040b /mnt/with\\040blank\\134\\011 rw - cgroup none rw,memory')[0],
     ).toMatchObject({ root: '/a b', point: '/mnt/with blank\\\t' });
+  });
+});
+
+describe('pages that processors keep', () => {
+  // As of Linux 6.1 and 6.18: a zone has a watermark of the same name as a field of its lists.
+  const zone = (fields: string) => `Node 0, zone    DMA32
+  pages free     3000
+        high     66
+  pagesets
+    cpu: 0
+              count:    7
+${fields}              batch:    63
+  vm stats threshold: 24
+`;
+
+  test('all lists together, by zone and processor', () => {
+    const text = zone('              high:     378\n');
+    expect(mostKept(text + text)).toBe(2 * 378 * 4096);
+  });
+
+  test('up to where their room grows, where it does', () => {
+    const text = zone('              high:     0\n              high_min: 13\n              high_max: 240\n');
+    expect(mostKept(text)).toBe(240 * 4096);
+  });
+
+  test('none', () => {
+    expect(mostKept('')).toBe(0);
   });
 });
 
