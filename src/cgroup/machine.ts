@@ -64,6 +64,8 @@ export class Machine implements Memcg {
   #taken = false;
   /** The lead at which a shortage was found, in bytes; 0 while there is none. */
   #feared = 0;
+  /** Bytes that processors kept in their lists when it was found short; null where it was not since it came near to that. */
+  #keptBefore: number | null = null;
   #stalledUntilUs = 0;
   /** Bytes that were read again so far, at the last two stalls. */
   #readAgain = { before: 0, last: 0, atUs: 0 };
@@ -107,10 +109,13 @@ export class Machine implements Memcg {
     return available - this.#marks.available + Math.max(0, swap);
   }
 
-  /** What is left of it before the lead; what MemAvailable leaves out is asked for only where it matters. */
+  /** What is left of it before the lead, with what was freed into the lists of processors since it was short. */
   #beyond(left: number, lead: number): number {
     const beyond = left - lead;
-    return beyond > 0 ? beyond : beyond + this.#pageLists.kept(-beyond);
+    if (this.#keptBefore === null) return beyond;
+    if (beyond <= 0) return beyond + Math.max(0, this.#pageLists.kept() - this.#keptBefore);
+    if (left > NEAR * this.limit()) this.#keptBefore = null;
+    return beyond;
   }
 
   isFull(): boolean {
@@ -120,7 +125,10 @@ export class Machine implements Memcg {
     const lead = rate === 0 ? 0 : Math.max(this.#feared, this.#lead(rate));
     const isShort = this.#beyond(left, lead) <= 0;
     this.#feared = isShort ? lead : 0;
-    if (isShort) return true;
+    if (isShort) {
+      this.#keptBefore ??= this.#pageLists.kept();
+      return true;
+    }
     return this.#stalledUntilUs > this.#clock.nowUs() && this.#isTight();
   }
 

@@ -5,13 +5,13 @@ import { PAGE } from '../units.js';
 const WORTH = 0.005;
 
 /**
- * Free pages that processors keep in lists of their own (proc_zoneinfo(5), `pagesets`): MemAvailable leaves them out, though the
- * kernel takes them back before it is out of memory (drain_all_pages() of mm/page_alloc.c). A processor that frees a victim keeps
- * what fits in its list. All lists together may hold what the low watermarks are: a twentieth of 1 GiB, and next to nothing of 64 GiB.
+ * Free pages that processors keep in lists of their own (proc_zoneinfo(5), `pagesets`): MemAvailable leaves them out, and so do
+ * the watermarks at which tasks are stalled, though the kernel takes them back before it is out of memory (drain_all_pages() of
+ * mm/page_alloc.c). A processor that frees a victim keeps what fits in its list. All lists together may hold what the low watermarks are: a twentieth of 1 GiB, and next to nothing of 64 GiB.
  */
 export class PageLists {
   readonly #file: ControlFile;
-  readonly #most: number;
+  readonly #most: number; // 0: not worth asking for
 
   /** @param memory bytes of the machine. @throws the system's error */
   constructor(memory: number) {
@@ -25,9 +25,9 @@ export class PageLists {
     this.#most = most < memory * WORTH ? 0 : most;
   }
 
-  /** Bytes that are in them now, where that can be `wanted` or more; else 0. */
-  kept(wanted: number): number {
-    return wanted > this.#most ? 0 : sumOf(this.#file.readText(), /^ +count: +(\d+)$/gm);
+  /** Bytes that are in them now; 0 where that is not worth asking for. */
+  kept(): number {
+    return this.#most === 0 ? 0 : sumOf(this.#file.readText(), /^ +count: +(\d+)$/gm);
   }
 
   close(): void {

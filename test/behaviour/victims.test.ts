@@ -51,7 +51,7 @@ behaviour(
 
 behaviour('priority', 'a small job of low priority dies, and a large important one lives', {}, async (env) => {
   const jobs = { web: 'hold --bytes 40MiB', batch: 'hold --bytes 32MiB', grower: `${GROWS} --cap 48MiB` };
-  const { web, batch, grower } = await env.stage(104 * MiB, jobs);
+  const { web, batch, grower } = await env.stage(112 * MiB, jobs);
   await env.watch({ policy: lowestPriority, jobs: { ...priorities, grower: { priority: 50 } } });
   grower.go();
   const report = await env.report();
