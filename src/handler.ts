@@ -537,7 +537,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
   }
 
   #isSomebodyDying(): boolean {
-    for (const condition of this.#conditions.values()) if (condition.dying) return true;
+    for (const condition of this.#conditions.values()) if (condition.promising) return true;
     return false;
   }
 

@@ -340,18 +340,19 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
 
   /** Says whom the kernel is to take, and whom the guard, should it come to that. */
   #preparation(): Piece[] {
-    const groups = [...this.#jobs.values()];
-    let sampled: Job[] = [];
+    const groups = () => [...this.#jobs.values()];
+    let sampled: Job[] | null = null; // and stays so where one of them could not be
     return [
       () => this.#setup.machine?.live(),
       () => {
-        sampled = groups.flatMap((jobs) => jobs.sample(new Set()));
+        sampled = groups().flatMap((jobs) => jobs.sample(new Set()));
       },
-      () => this.preference.prepare(groups, sampled),
+      () => sampled && this.preference.prepare(groups(), sampled),
       () => {
+        if (sampled === null) return;
         this.#likely = rankForGuard(sampled)
           .slice(0, MOST_LIKELY)
-          .flatMap(({ id }) => groups.flatMap((jobs) => jobs.find(id) ?? []));
+          .flatMap(({ id }) => groups().flatMap((jobs) => jobs.find(id) ?? []));
         for (const armed of this.#armed.values()) this.plan(armed);
       },
       () => this.kernelKills?.note(),

@@ -2,7 +2,7 @@ import type { Clock } from '../clock.js';
 import type { Pace } from './hardening.js';
 
 /** A piece of work: short, and no worse for what happens before the next one. It throws nothing. */
-export type Piece = () => void;
+export type Piece = () => unknown;
 
 /** The longest pause after a piece, in milliseconds. */
 const LONGEST_PAUSE_MS = 50;
