@@ -148,7 +148,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     super();
     this.#ground = ground;
     this.#dry = dryHierarchy(ground.hierarchy);
-    this.#upkeep = new Upkeep(ground.hierarchy.clock, ground.pace, () => this.#isSomebodyDying());
+    this.#upkeep = new Upkeep(ground.hierarchy.clock, ground.pace, () => this.#isKilling());
     this.#inside = new Inside(ground, (message) => this.#tell('warning', message));
     this.#drills = new Drills({
       ground,
@@ -312,7 +312,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         bound: this.#ground.guard?.process.boundOf(ladder) ?? boundOf(ladder, null),
         near: (watch) => {
           this.#inside.stepOut(watch.path);
-          this.#ground.pace.eased(() => watch.comesNear());
+          if (this.#isKilling()) return;
+          if (watch.path === SYSTEM_PATH) this.#ground.pace.eased(() => watch.comesNear());
           this.#drills.warmUp(watch);
         },
         ended: (ended) => {
@@ -536,8 +537,8 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
     if (steppedOut !== null) condition.note(steppedOut);
   }
 
-  #isSomebodyDying(): boolean {
-    for (const condition of this.#conditions.values()) if (condition.promising) return true;
+  #isKilling(): boolean {
+    for (const condition of this.#conditions.values()) if (condition.isKilling) return true;
     return false;
   }
 
@@ -605,6 +606,7 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
       this.#stopTick = null;
       this.#ground.guard?.process.heartbeat();
       this.#lookBelow('/'); // whatever became of a signal, nobody waits unseen for longer than this
+      if (this.#watches.size > 0) this.#tick();
       this.#upkeep.begin(() => [
         () => this.#publish(),
         ...[...this.#watches].flatMap((watch) => watch.upkeep()),
@@ -612,7 +614,6 @@ export class OomHandler extends EventEmitter<HandlerEvents> implements AsyncDisp
         () => this.#stepBack(),
         () => this.#inside.fetchPrograms(),
       ]);
-      if (this.#watches.size > 0) this.#tick();
     });
   }
 

@@ -318,12 +318,14 @@ export class Watch implements AsyncIterable<OomCondition>, AsyncDisposable {
   /** Once a second: looks for what is new since, such as processes, or another limit. */
   upkeep(): Piece[] {
     this.#ticks++;
+    let rests = false;
     const rearm = () => {
       if (!this.#subtree.complete) this.#retry();
       this.#armBelow();
       this.#listenNear();
+      rests = this.isResting;
     };
-    const preparation = this.isResting ? [] : this.#preparation();
+    const preparation = this.#preparation().map((piece) => () => rests || piece());
     return [rearm, ...preparation].map((piece) => () => this.#keepUp(piece));
   }
 

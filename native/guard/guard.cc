@@ -19,7 +19,7 @@
 namespace reprieve::guard {
 namespace {
 
-/** How often a memcg is looked at while somebody waits in it. Nothing is looked at otherwise. */
+/** How often it looks while somebody waits in a memcg, or a condition is open where nobody parks; else at nothing. */
 constexpr uint64_t kLookEvery = 20 * kMillisecond;
 /**
  * While nobody waits we are only woken by the handler's heartbeat, once a second. A handler that was not heard for as

@@ -60,6 +60,7 @@ export class KernelKills {
       unnamed -= counted;
       return [{ job: job.name, pids, processes }];
     });
+    // Of a job that died whole, and whose memcg is gone by now, that is one too many.
     if (unnamed > 0) victims.push({ job: 'jobs unknown', pids: [], processes: unnamed });
     this.#note();
     return victims;

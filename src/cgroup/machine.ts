@@ -79,7 +79,7 @@ export class Machine implements Memcg {
     this.#directory = new (native().Directory)('/proc');
     this.#vmstat = this.#directory.openFile('vmstat', 'read');
     this.#meminfo = new MeminfoFile();
-    this.#pageLists = new PageLists(this.limit());
+    this.#pageLists = new PageLists(this.#directory, this.limit());
     this.#zram = zramPart();
   }
 
@@ -113,7 +113,11 @@ export class Machine implements Memcg {
   #beyond(left: number, lead: number): number {
     const beyond = left - lead;
     if (this.#keptBefore === null) return beyond;
-    if (beyond <= 0) return beyond + Math.max(0, this.#pageLists.kept() - this.#keptBefore);
+    if (beyond <= 0) {
+      const kept = this.#pageLists.kept();
+      this.#keptBefore = Math.min(this.#keptBefore, kept); // the kernel may have emptied them since
+      return beyond + kept - this.#keptBefore;
+    }
     if (left > NEAR * this.limit()) this.#keptBefore = null;
     return beyond;
   }

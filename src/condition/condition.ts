@@ -46,6 +46,8 @@ const GONE_US = 200_000;
 const DYING_LOOK_MS = 10;
 /** Longest pause between two looks while nothing is signalled, in milliseconds. */
 const LONGEST_LOOK_MS = 50;
+/** Who is not dead after so long is held up by something else than the processor. */
+const KILLING_US = 500_000;
 /** A victim that dies slower than this may be outrun by others. */
 const SLOW_US = 50_000;
 /** After a longer thought than this, memory may have come back meanwhile. */
@@ -185,6 +187,11 @@ export class OomCondition {
   /** True while a job that was killed here is not all dead. */
   get dying(): boolean {
     return this.#victims.dying.length > 0;
+  }
+
+  /** True while one of them was killed a moment ago, and needs the processor to die. */
+  get isKilling(): boolean {
+    return this.#victims.isDyingFor(KILLING_US);
   }
 
   /** True while one of them is still expected to bring memory back. */

@@ -131,9 +131,11 @@ export class Victims {
     let forking = false;
     for (const dying of [...this.#dying]) {
       const { job, killing, record } = dying;
-      if (job.kind !== 'process' && killing.needsRounds && this.#killForked(dying, job)) forking = true;
+      const isSlow = this.#sinceUs() - record.killedUs > SLOW_DEATH_US;
+      const hasNew = job.kind !== 'process' && (isSlow || killing.needsRounds) && this.#killForked(dying, job);
+      if (hasNew) forking = true;
       else if (killing.alive() === 0 && killing.unreachable === 0) this.#dead(dying);
-      else if (!dying.helped && this.#sinceUs() - record.killedUs > SLOW_DEATH_US) {
+      else if (!dying.helped && isSlow) {
         dying.helped = true;
         const [reaped] = killing.release();
         if (reaped > 0)

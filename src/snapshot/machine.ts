@@ -25,8 +25,10 @@ export interface MachineSetup {
   warn: (message: string) => unknown;
 }
 
-/** What was found counts for so long, in microseconds: longer than it takes until the next look where memory is nearly used up. */
-const FRESH_US = 300_000;
+/** What was found counts for so long, in microseconds, */
+const FRESH_US = 200_000;
+/** or for so many times as long as it took: longer than it is until the next look where memory is nearly used up. */
+const FRESH_LOOKS = 12;
 /** The same of how much they hold. */
 const MEASURED_US = 50_000;
 
@@ -47,6 +49,7 @@ export class MachineJobs implements JobGroup {
   readonly #forest: Forest;
   readonly #growth = new Growth();
   #lookedUs = 0;
+  #tookUs = 0;
   #stale = true;
   #memcgs = new Map<number, KnownMemcg>();
   /** Memcgs that hold processes themselves, and are no job: the root, and those above a memcg that a rule names. */
@@ -98,16 +101,19 @@ export class MachineJobs implements JobGroup {
 
   /** Looks for what is new, unless that was done a moment ago: who comes and goes matters less than the time it takes. */
   live(): LiveJob[] {
-    if (this.#stale || this.#setup.hierarchy.clock.nowUs() - this.#lookedUs > FRESH_US) this.look();
+    const freshUs = Math.max(FRESH_US, FRESH_LOOKS * this.#tookUs);
+    if (this.#stale || this.#setup.hierarchy.clock.nowUs() - this.#lookedUs > freshUs) this.look();
     return this.#all();
   }
 
   /** Looks for what is new. */
   look(): void {
+    const { clock } = this.#setup.hierarchy;
     this.#stale = false;
-    this.#lookedUs = this.#setup.hierarchy.clock.nowUs();
+    this.#lookedUs = clock.nowUs();
     this.#lookAtMemcgs();
     this.#forest.scan();
+    this.#tookUs = clock.nowUs() - this.#lookedUs;
   }
 
   #all(): LiveJob[] {
