@@ -137,10 +137,10 @@ export class System extends Environment {
       this.#kind === 'v1'
         ? ['memory.oom_control', 'memory.limit_in_bytes']
         : ['memory.high', 'memory.max', 'memory.oom.group'];
+    // Of v1's memory.oom_control what follows the first line is no setting, but counted.
+    const setting = (below: string, name: string) => this.readIfThere(below, name).split('\n')[0] ?? '';
     return Object.fromEntries(
-      this.below().flatMap((below) =>
-        files.map((name) => [`${name} of ${below}`, this.readIfThere(below, name).trim()]),
-      ),
+      this.below().flatMap((below) => files.map((name) => [`${name} of ${below}`, setting(below, name)])),
     );
   }
 
