@@ -88,8 +88,8 @@ export class MemcgV2 extends RealMemcg {
 
   kills(): Kills {
     this.doing('reading the events', () => this.file('memory.events').readFields(EVENT_KEYS, eventFields));
-    const [counted = 0, whole = 0] = eventFields;
-    return { counted, processes: counted - (whole || 0) };
+    const counted = eventFields[0] || 0;
+    return { counted, processes: counted - (eventFields[1] || 0) };
   }
 
   usage(): number {
